@@ -1,0 +1,56 @@
+"""The nouns of the project, and its letters.
+
+Letters in names are array axes, in order (`logp_NT` is [N, T]):
+  B prompts        G answers to a prompt (a group)      N sequences (B * G, prompt-major)
+  P prompt tokens  A answer tokens                      T tokens (prompt then answer)
+  D model width    H query heads   K key/value heads    R query heads per kv head
+  C head channels  F feed-forward width                 V vocabulary       L layers
+A *prompt* has G *answers*, a *group*; *reward* is before normalising, *advantage* after.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """One verifiable question."""
+  id: int                # unique within its task and split; sampling keys are folded from it
+  prompt: str            # the text that the policy continues, template applied
+  answer: str            # the gold answer, as the task's reward reads it
+
+
+class Score(NamedTuple):
+  """What one reward says of one answer."""
+  value: float           # before the reward's weight; 1 is full marks
+  verdict: str = ""      # accuracy only: correct, wrong, no_answer, unparseable, truncated
+
+
+Reward = Callable[[Problem, str], Score]   # (problem, answer text without end token) -> score
+
+
+@flax.struct.dataclass
+class Batch:
+  """N sequences to learn from: right-padded, prompt then answer. Row n*G+g is answer g of prompt n."""
+  tokens_NT: jax.Array            # int32
+  length_N: jax.Array             # int32: valid tokens, prompt + answer
+  mask_NT: jax.Array              # f32: 1 on target tokens (answer, end token included): where the loss lives
+  advantage_N: jax.Array | None = None
+  old_logp_NT: jax.Array | None = None      # None: on-policy, the ratio is 1 and only its gradient counts
+  ref_logp_NT: jax.Array | None = None      # None: no KL term
+  sampler_logp_NT: jax.Array | None = None  # for the mismatch metric
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that a step changes. What is here and the config make a run; both are saved."""
+  step: jax.Array                 # int32 scalar: policy updates done
+  params: Any
+  opt_state: Any
+  ref_params: Any = None          # the KL reference; None where the stage has none
