@@ -1,0 +1,38 @@
+"""Reading problems from files: what is malformed is named, with its file and line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
+  """(1-based line number, object) for each line of a JSONL file, streamed.
+
+  ValueError `path:line: reason` for a line that is not one JSON object in UTF-8. Blank lines may only end
+  the file: inside it, they would silently shift whatever counts lines.
+  """
+  path = Path(path)
+  if not path.is_file():
+    raise FileNotFoundError(f"{path}: no such file (expected JSONL, one object a line)")
+  blank = row_count = 0
+  with path.open("rb") as lines:
+    for number, line in enumerate(lines, start=1):
+      if not line.strip():
+        blank = blank or number
+        continue
+      if blank:
+        raise ValueError(f"{path}:{blank}: blank line inside the file")
+      try:
+        row = json.loads(line.decode("utf-8"))
+      except UnicodeDecodeError as error:
+        raise ValueError(f"{path}:{number}: not UTF-8 at byte {error.start} of the line") from error
+      except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}:{number}: not JSON, or a line cut short ({error})") from error
+      if not isinstance(row, dict):
+        raise ValueError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
+      row_count += 1
+      yield number, row
+  if not row_count:
+    raise ValueError(f"{path}:1: the file is empty")

@@ -1,0 +1,1 @@
+"""The policy's network: declared parameter trees and plain functions on them."""

@@ -1,0 +1,42 @@
+"""The parts that every decoder here shares: RMSNorm, rotary positions, SwiGLU. Letters: r1jax/types.py."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from r1jax.models.param import Param, normal, ones
+
+
+def norm_params(dim: int):
+  return Param((dim,), (None,), ones)
+
+
+def rms_norm(x, scale, eps: float):
+  """x / rms(x) * scale over the last axis, in f32 whatever the input's type (1910.07467)."""
+  x32 = x.astype(jnp.float32)
+  x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+  return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def rope(x_NTHC, position_NT, theta: float):
+  """Rotary positions (2104.09864), the first half of the channels paired with the second as in HF models."""
+  half = x_NTHC.shape[-1] // 2
+  frequency_C = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle_NT1C = position_NT[..., None, None].astype(jnp.float32) * frequency_C
+  cos, sin = jnp.cos(angle_NT1C), jnp.sin(angle_NT1C)
+  a, b = jnp.split(x_NTHC.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_NTHC.dtype)
+
+
+def swiglu_params(dim: int, ffn: int, out_std: float):
+  return dict(
+    gate=Param((dim, ffn), ("embed", "ffn"), normal(dim**-0.5)),
+    up=Param((dim, ffn), ("embed", "ffn"), normal(dim**-0.5)),
+    down=Param((ffn, dim), ("ffn", "embed"), normal(out_std * ffn**-0.5)),
+  )
+
+
+def swiglu(p, x_NTD):
+  """(silu(x gate) * (x up)) down (2002.05202)."""
+  return (jax.nn.silu(x_NTD @ p["gate"]) * (x_NTD @ p["up"])) @ p["down"]

@@ -1,0 +1,109 @@
+"""The decoder: embedding, L pre-norm layers of attention and feed-forward, final norm, head.
+
+One `forward` serves training, scoring, prefill and decoding; they differ in the attention that is passed in. Layers are
+stacked on a leading axis and scanned, so compile time does not grow with depth. Letters: r1jax/types.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from r1jax.models import attention, layers, param
+from r1jax.models.param import Param, normal
+from r1jax.sharding import shard
+
+REMAT = ("none", "layer")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Sizes of the decoder. All weights and activations have `dtype`; norms, softmax and log-probs are f32."""
+  vocab: int
+  dim: int
+  layers: int
+  heads: int
+  kv_heads: int
+  ffn: int
+  head_dim: int = 0              # 0: dim / heads
+  rope_theta: float = 10_000.0
+  norm_eps: float = 1e-6
+  tied_head: bool = True         # the head is the embedding, transposed
+  dtype: str = "float32"
+  remat: str = "none"            # layer: recompute each layer in the backward pass
+  logit_chunk: int = 2048        # tokens whose [chunk, V] logits exist at one time
+
+  def __post_init__(self):
+    for name in ("vocab", "dim", "layers", "heads", "kv_heads", "ffn", "logit_chunk"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
+    if self.heads % self.kv_heads:
+      raise ValueError(f"model.heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
+    if not self.head_dim and self.dim % self.heads:
+      raise ValueError(f"model.dim={self.dim} must be a multiple of heads={self.heads}, or head_dim given")
+    if not self.head_dim:
+      object.__setattr__(self, "head_dim", self.dim // self.heads)
+    if self.head_dim % 2:
+      raise ValueError(f"model.head_dim={self.head_dim} must be even: rotary positions pair channels")
+    if self.remat not in REMAT:
+      raise ValueError(f"model.remat={self.remat!r} is none of {REMAT}")
+    if self.dtype not in ("float32", "bfloat16", "float16"):
+      raise ValueError(f"model.dtype={self.dtype!r} is none of float32, bfloat16, float16")
+
+  @property
+  def out_std(self) -> float:
+    """Scale of the weights that write to the residual stream: it must not grow with depth (GPT-2)."""
+    return (2 * self.layers) ** -0.5
+
+
+def params(cfg: ModelConfig):
+  """The declared parameter tree."""
+  layer = dict(
+    attention_norm=layers.norm_params(cfg.dim),
+    attention=attention.params(cfg),
+    ffn_norm=layers.norm_params(cfg.dim),
+    ffn=layers.swiglu_params(cfg.dim, cfg.ffn, cfg.out_std),
+  )
+  tree = dict(
+    # a tied head wants logits of order one at the start, hence the small embedding; the norm undoes it within
+    embed=Param((cfg.vocab, cfg.dim), ("vocab", "embed"), normal(cfg.dim**-0.5 if cfg.tied_head else 1.0)),
+    layers=param.stack(layer, cfg.layers),
+    final_norm=layers.norm_params(cfg.dim),
+  )
+  if not cfg.tied_head:
+    tree["head"] = Param((cfg.dim, cfg.vocab), ("embed", "vocab"), normal(cfg.dim**-0.5))
+  return tree
+
+
+def init(cfg: ModelConfig, key: jax.Array):
+  return param.init(params(cfg), key, jnp.dtype(cfg.dtype))
+
+
+def forward(p, cfg: ModelConfig, token_NT, position_NT, attend=attention.causal, cache=None, keep_kv=False):
+  """Hidden states after the final norm [N, T, D], and the KV of these tokens [L, N, K, T, C] if `keep_kv`.
+
+  attend(q_NTHC, kv, layer_cache) -> o_NTHC decides what each token sees; `cache` has a leading L axis.
+  """
+  x_NTD = shard(p["embed"][token_NT], "batch", None, "embed_act")
+
+  def layer(x_NTD, scanned):
+    w, layer_cache = scanned
+    h_NTD = layers.rms_norm(x_NTD, w["attention_norm"], cfg.norm_eps)
+    q_NTHC, kv = attention.project(w["attention"], cfg, h_NTD, position_NT)
+    o_NTHC = attend(q_NTHC, kv, layer_cache)
+    x_NTD = x_NTD + jnp.einsum("nthc,hcd->ntd", o_NTHC, w["attention"]["out"])
+    h_NTD = layers.rms_norm(x_NTD, w["ffn_norm"], cfg.norm_eps)
+    x_NTD = shard(x_NTD + layers.swiglu(w["ffn"], h_NTD), "batch", None, "embed_act")
+    return x_NTD, (kv if keep_kv else None)
+
+  if cfg.remat == "layer":
+    layer = jax.checkpoint(layer)
+  x_NTD, kv = jax.lax.scan(layer, x_NTD, (p["layers"], cache))
+  return layers.rms_norm(x_NTD, p["final_norm"], cfg.norm_eps), kv
+
+
+def head(p):
+  """The head's weights [D, V]."""
+  return p["head"] if "head" in p else p["embed"].T

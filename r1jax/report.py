@@ -1,0 +1,378 @@
+"""A run's folder, read into one page: report.html, which opens from disk and fetches nothing.
+
+The folder may be that of a run in progress or of a killed one. So nothing here trusts a file to be whole:
+what cannot be read becomes a note on the page, never an exception. Sampled text is hostile by nature (a
+policy may write anything), so all text passes through `esc`, and the page's policy header allows no script
+but ours. Drawing is left to report.js; this file decides what there is to draw.
+"""
+
+from __future__ import annotations
+
+import base64
+import fnmatch
+import hashlib
+import html
+import json
+import math
+import os
+import re
+import statistics
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+POINTS = 500          # a curve on the page has no more points than this
+SAMPLED_STEPS = 5     # steps whose answers are shown, first and last among them
+LONG = 400            # characters: longer texts start collapsed
+LONGEST = 8_000       # characters: the middle of a longer text is left out
+
+SHARE = re.compile(r"(?!reward).*(accuracy|pass@|cons@|share|strict|lenient|verdict/)")   # shown in percent
+NAMES = {"accuracy": "training answers", "eval/greedy_accuracy": "held-out, greedy", "length": "all answers",
+         "eval/length": "held-out, greedy", "reward": "total", "clip_share": "all", "mismatch/k3": "k3 (mean)",
+         "zero_variance_share": "groups that agree", "truncated_share": "answers cut off"}
+HEADLINE = (
+  ("Accuracy", ("accuracy", "eval/greedy_accuracy"), "share of answers that are correct"),
+  ("Mean answer length", ("length", "eval/length"), "tokens"),
+)
+CHARTS = (   # title, metrics, what is drawn; what no line names is drawn after these, so nothing is lost
+  ("Loss", ("loss",), ""),
+  ("Reward and its parts", ("reward", "reward/*"), "mean over the answers of a step"),
+  ("Evaluation", ("eval/greedy_accuracy", "eval/pass@*", "eval/cons@*", "eval/strict", "eval/lenient"),
+   "held-out problems"),
+  ("Length by correctness", ("length/*",), "mean tokens"),
+  ("Verdicts", ("verdict/*",), "share of answers"),
+  ("Nothing to learn from", ("zero_variance_share", "truncated_share"), "share of groups, share of answers"),
+  ("KL to the reference", ("kl",), "nats a token"),
+  ("Entropy of the policy", ("entropy",), "nats a token"),
+  ("Clipped tokens", ("clip_share", "clip_share/*"), "share of answer tokens, and on which side"),
+  ("Sampler against trainer", ("mismatch/*",), "how far their log-probabilities differ"),
+  ("Gradient norm", ("grad_norm",), "before clipping"),
+  ("Learning rate", ("lr",), ""),
+  ("Time of a step", ("seconds/*",), "seconds by phase"),
+  ("Throughput", ("tokens_per_s",), "tokens a second"),
+)
+LOGARITHMIC = ("Sampler against trainer", "Gradient norm", "KL to the reference")   # where values span decades
+
+
+class Stage(NamedTuple):
+  name: str
+  rows: list[dict[str, float | None]]   # one a step, in order; None where the run logged NaN or infinity
+  samples: list[tuple[int, Path]]       # (step, parquet file), in order
+
+
+class Run(NamedTuple):
+  title: str
+  config: dict[str, Any]
+  result: dict[str, Any] | None         # None: the run has not ended
+  stages: list[Stage]
+  notes: list[str]                      # what could not be read
+
+
+def number(value) -> float | None:
+  """A float, or None for what is not a usable one. Beyond 1e30 a float32 run has diverged: as good as NaN."""
+  return float(value) if isinstance(value, int | float) and abs(value) < 1e30 else None
+
+
+def read_json(path: Path, notes: list[str]) -> dict | None:
+  try:
+    value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError) as error:
+    value = error
+  if not isinstance(value, dict):
+    notes.append(f"{path.name} could not be read: {value}")
+  return value if isinstance(value, dict) else None
+
+
+def read_rows(path: Path, notes: list[str]) -> list[dict]:
+  """The rows by step. Rows of one step are merged; a step that goes back (a resume) replaces what followed."""
+  rows, bad, last = {}, 0, -math.inf
+  for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
+    try:
+      row = json.loads(line) if line.strip() else None
+    except ValueError:
+      row = {}
+    if row is None:
+      continue
+    row = {key: number(value) for key, value in row.items()} if isinstance(row, dict) else {}
+    if row.get("step") is None:
+      bad += 1
+      continue
+    step, row["step"] = row["step"], int(row["step"])
+    if step < last:
+      rows = {s: r for s, r in rows.items() if s < step}
+    last = step
+    rows.setdefault(step, {}).update(row)
+  if bad:
+    notes.append(f"{path.parent.name}/{path.name}: {bad} unreadable line{'s' * (bad > 1)} skipped "
+                 "(a half-written last line is normal while a run goes on)")
+  return list(rows.values())
+
+
+def read(workdir: Path) -> Run:
+  notes: list[str] = []
+  config = read_json(workdir / "config.json", notes)
+  if config is None:
+    notes.append("no readable config.json: stages are listed by name, not in the order they ran")
+    config = {"stages": sorted(path.parent.name for path in workdir.glob("*/metrics.jsonl"))}
+  stages, names = [], config.get("stages")
+  for name in map(str, names if isinstance(names, list) else ()):
+    found = [(int(match[1]), path) for path in (workdir / name / "samples").glob("step_*.parquet")
+             if (match := re.fullmatch(r"step_(\d+)\.parquet", path.name))]
+    stages.append(Stage(name, read_rows(workdir / name / "metrics.jsonl", notes), sorted(found)))
+  title = str(config.get("name") or ", then ".join(stage.name for stage in stages) or workdir.name)
+  return Run(title, config, read_json(workdir / "result.json", notes), stages, notes)
+
+
+def show(key: str, value) -> str:
+  """A number as a person reads it; `key` says its unit."""
+  value = value if isinstance(value, str) else number(value)
+  if value is None or isinstance(value, str):
+    return value or "–"
+  if SHARE.match(key):
+    return f"{100 * value:.1f}%"
+  if key.split("/")[0] == "seconds" and value >= 60:
+    return f"{value // 3600:.0f} h {value % 3600 // 60:.0f} min" if value >= 3600 else f"{value / 60:.1f} min"
+  return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}" + " s" * (key.split("/")[0] == "seconds")
+
+
+def summary_of(run: Run) -> list[tuple[str, str, str]]:
+  if run.result is None:   # unfinished: the best that there is
+    table = [("so far", "first logged", "last logged")]
+    for stage in run.stages:
+      for key in ("loss", "reward", "accuracy", "length", "eval/greedy_accuracy", "eval/length"):
+        if values := [row[key] for row in stage.rows if row.get(key) is not None]:
+          table.append((f"{stage.name}: {key}", show(key, values[0]), show(key, values[-1])))
+    return table
+  keys = [key.partition("/") for key in run.result]
+  pairs = dict.fromkeys(name for side, _, name in keys if side in ("base", "final"))
+  table = [("", "base", "final")]
+  for name in pairs:
+    table.append((name.replace("_", " "), *(show(name, run.result[f"{side}/{name}"])
+                  if f"{side}/{name}" in run.result else "" for side in ("base", "final"))))
+  return table + [(key, "", show(key, run.result[key])) for key in run.result
+                  if key.partition("/")[0] not in ("base", "final")]
+
+
+def summary(workdir: Path) -> list[tuple[str, str, str]]:
+  """The table at the top of the report, as strings; its first row is the header."""
+  return summary_of(read(Path(workdir)))
+
+
+def look_at(rows: list[dict]) -> list[str]:
+  """What the numbers alone say is wrong: [] is good. They compare the first fifth of the steps with the last."""
+  said = []
+  for key in ("loss", "grad_norm", "reward", "kl"):
+    if broken := [row["step"] for row in rows if key in row and row[key] is None]:
+      said.append(f"{key} was not finite in {len(broken)} step(s), first at step {broken[0]}.")
+
+  def ends(key):   # means of the first and last fifth, and the standard error of their difference
+    values = [row[key] for row in rows if row.get(key) is not None]
+    fifth = len(values) // 5
+    if not fifth:
+      return math.nan, math.nan, math.inf
+    parts = values[:fifth], values[-fifth:]
+    error = math.sqrt(sum(statistics.pvariance(part) / fifth for part in parts)) if fifth > 3 else math.inf
+    return statistics.fmean(parts[0]), statistics.fmean(parts[1]), error
+
+  right_then, right, _ = ends("accuracy")
+  if (share := ends("zero_variance_share")[1]) > 0.8:
+    why = ("the problems have become too easy" if right > 0.9 else "the problems are still too hard"
+           if right < 0.1 else "each problem is either always or never solved; a larger group would tell more")
+    said.append(f"{share:.0%} of groups agree and so teach nothing: {why}.")
+  if (share := ends("truncated_share")[1]) > 0.1:
+    said.append(f"{share:.0%} of answers are cut off at the length limit: their reward says little. Raise it.")
+  then, now, _ = ends("entropy")
+  if now < 0.1 * then:
+    solved = ", as it will on a task that is solved" if right > 0.9 else ": exploring has all but stopped"
+    said.append(f"Entropy fell from {then:.3g} to {now:.3g} nats a token{solved}.")
+  if (gap := ends("mismatch/k3")[1]) > 1e-3:
+    said.append(f"Sampler and trainer disagree (k3 {gap:.2g}, should be below 0.001): look for a difference in "
+                "precision, masks or temperature before trusting the curves.")
+  if (share := ends("clip_share")[1]) > 0.2:
+    said.append(f"{share:.0%} of tokens are clipped: updates are too large, or the answers too old.")
+  then, now, error = ends("reward")
+  if now - then < -2 * error:
+    said.append(f"Reward fell, from {then:.3g} to {now:.3g}.")
+  elif now - then < 2 * error < math.inf and not right > 0.9:
+    said.append(f"Reward is flat: {then:.3g} at the start, {now:.3g} at the end, within its noise.")
+  elif right < right_then - 0.05:
+    said.append(f"Reward rose while accuracy fell ({right_then:.0%} to {right:.0%}): another part is being farmed.")
+  return said
+
+
+def curve(rows: list[dict], key: str) -> dict | None:
+  """One metric to draw. Past POINTS steps, each point is a mean of neighbours, and lo and hi are their range."""
+  points = [(row["step"], row[key]) for row in rows if key in row]
+  if all(value is None for _, value in points):
+    return None
+  every = math.ceil(len(points) / POINTS)
+  chunks = [points[i:i + every] for i in range(0, len(points), every)]
+  finite = [[value for _, value in chunk if value is not None] for chunk in chunks]
+
+  def each(of):   # a chunk with nothing finite in it is a gap in the line
+    return [float(f"{of(values):.6g}") if values else None for values in finite]
+  name = NAMES.get(key) or key.partition("/")[2] or key
+  ends = dict(lo=each(min), hi=each(max)) if every > 1 else {}
+  return dict(name=name.replace("_", " "), marks=key.startswith("eval/"), every=every,
+              x=[chunk[len(chunk) // 2][0] for chunk in chunks], y=each(statistics.fmean), **ends)
+
+
+class Figures:
+  """Collects what report.js will draw, and gives the place on the page where it will draw it."""
+
+  def __init__(self):
+    self.specs: list[dict] = []
+
+  def figure(self, stage: int, rows: list[dict], title: str, keys: list[str], note: str, tall=False) -> str:
+    curves = [(key, drawn) for key in keys if (drawn := curve(rows, key))]
+    if not curves:
+      return ""
+    share = all(SHARE.match(key) for key, _ in curves)
+    every = max(drawn["every"] for _, drawn in curves)
+    note += f"; {every} steps a point, the band is their range" if every > 1 else ""
+    self.specs.append(dict(
+      stage=stage, title=title, share=share, tall=tall, log=title in LOGARITHMIC,
+      x=[rows[0]["step"], rows[-1]["step"]], curves=[drawn for _, drawn in curves]))
+    return (f'<figure data-chart="{len(self.specs) - 1}"><figcaption><b>{esc(title)}</b> '
+            f'<span>{esc(note.lstrip("; "))}</span></figcaption></figure>')
+
+  def headline(self, stage: int, rows: list[dict]) -> str:
+    return "".join(self.figure(stage, rows, title, keys, note, tall=True) for title, keys, note in HEADLINE)
+
+  def all(self, stage: int, rows: list[dict]) -> str:
+    """Every chart that has something to show; metrics that no chart names come last, one chart each."""
+    logged = list(dict.fromkeys(key for row in rows for key in row if key not in ("step", "seconds")))
+    drawn, left = "", [key for key in logged if not any(key in keys for _, keys, _ in HEADLINE)]
+    for title, patterns, note in CHARTS:
+      keys = [key for pattern in patterns for key in logged if fnmatch.fnmatchcase(key, pattern)]
+      left = [key for key in left if key not in keys]
+      drawn += self.figure(stage, rows, title, list(dict.fromkeys(keys)), note)
+    return drawn + "".join(self.figure(stage, rows, key, [key], "") for key in left)
+
+
+def esc(text) -> str:
+  return html.escape(str(text))
+
+
+def folded(text, css: str) -> str:
+  """A text as it is, white space kept; a long one starts collapsed, and the longest lose their middle."""
+  text = "" if text is None else str(text)
+  if len(text) > LONGEST:
+    left_out = f"\n\n[… {len(text) - LONGEST:,} characters left out …]\n\n"
+    text = text[:LONGEST // 2] + left_out + text[-LONGEST // 2:]
+  if len(text) <= LONG and text.count("\n") < 12:
+    return f'<pre class="{css}">{esc(text)}</pre>'
+  start = " ".join(text[:LONG // 2].split())
+  return (f'<details class="long"><summary>{esc(start)} … <i>{len(text):,} characters</i></summary>'
+          f'<pre class="{css}">{esc(text)}</pre></details>')
+
+
+def signed(value, form=".2f") -> str:
+  value = number(value)
+  return "–" if value is None else format(value, form).replace("-", "−")
+
+
+def answer_html(row: dict) -> str:
+  good = row.get("verdict") == "correct"
+  parts = ", ".join(f"{key.partition('/')[2]} {signed(value, '.3g')}" for key, value in row.items()
+                    if key.startswith("reward/"))
+  cut = ", cut off" if row.get("truncated") and row.get("verdict") != "truncated" else ""
+  return (f'<div class="answer"><div class="facts"><b class="{"good" if good else "bad"}">'
+          f'{"✓" if good else "✗"} {esc(str(row.get("verdict") or "no verdict").replace("_", " "))}{cut}</b>'
+          f'<span>reward {signed(row.get("reward"), ".3g")}{esc(f" ({parts})" if parts else "")}</span>'
+          f'<span>advantage {signed(row.get("advantage"), "+.2f")}</span>'
+          f'<span>{esc(row.get("length", "–"))} tokens, log-prob. mean {signed(row.get("logp_mean"))}, '
+          f'least {signed(row.get("logp_min"))}</span></div>{folded(row.get("text"), "text")}</div>')
+
+
+def sample_html(step: int, path: Path, opened: bool, notes: list[str]) -> str:
+  """The first two groups of a step, and the first whose rewards differ if neither does: the ones that teach."""
+  try:
+    with pq.ParquetFile(path) as file:
+      rows = file.read([name for name in file.schema_arrow.names if name != "tokens"]).to_pylist()
+  except (pa.ArrowException, OSError, ValueError) as error:
+    notes.append(f"{path.parent.parent.name}/samples/{path.name} could not be read: {error}")
+    return ""
+  groups: dict[Any, list[dict]] = {}
+  for row in rows:
+    groups.setdefault(row.get("problem"), []).append(row)
+  groups_in_order = list(groups.values())
+  shown, rest = groups_in_order[:2], groups_in_order[2:]
+  differ = [group for group in rest if len({row.get("reward") for row in group}) > 1]
+  shown += (differ or rest)[:1]
+  body = "".join(
+    f'<article><div class="question"><div class="facts"><b>Problem {esc(group[0].get("problem", ""))}</b>'
+    f'<span>gold answer: <b>{esc(group[0].get("gold", "–"))}</b></span></div>'
+    f'{folded(group[0].get("prompt"), "prompt")}</div>{"".join(map(answer_html, group))}</article>'
+    for group in shown)
+  right = sum(row.get("verdict") == "correct" for row in rows)
+  return (f'<details class="step"{" open" * opened}><summary>Step {step} <i>{right} of {len(rows)} answers '
+          f'correct; {len(shown)} of {len(groups)} groups shown</i></summary>{body}</details>')
+
+
+def samples_html(stage: Stage, notes: list[str]) -> str:
+  count = min(SAMPLED_STEPS, len(stage.samples))
+  picked = [stage.samples[i * (len(stage.samples) - 1) // max(1, count - 1)] for i in range(count)]
+  return "".join(sample_html(*sample, sample in (picked[0], picked[-1]), notes) for sample in picked)
+
+
+def stage_line(stage: Stage) -> str:
+  if not stage.rows:
+    return f"{stage.name}: not started"
+  seconds = [row["seconds"] for row in stage.rows if row.get("seconds") is not None]
+  return f"{stage.name}: step {stage.rows[-1]['step']:,}" + (f", {show('seconds', seconds[-1])}" if seconds else "")
+
+
+def page(run: Run) -> str:
+  figures, notes = Figures(), list(run.notes)
+  rl = [i for i, stage in enumerate(run.stages) if any("reward" in row or "accuracy" in row for row in stage.rows)]
+  headline = "".join((f"<h3>{esc(run.stages[i].name)}</h3>" if len(rl) > 1 else "")
+                     + f'<div class="pair">{figures.headline(i, run.stages[i].rows)}</div>' for i in rl)
+  advice = [f"<b>{esc(stage.name)}.</b> {esc(said)}" for stage in run.stages for said in look_at(stage.rows)]
+  curves = "".join(f'<h2>{esc(stage.name)}: curves</h2><div class="grid">{figures.all(i, stage.rows)}</div>'
+                   for i, stage in enumerate(run.stages) if stage.rows)
+  samples = "".join(f"<h2>{esc(stage.name)}: answers</h2>{body}" for stage in run.stages
+                    if (body := samples_html(stage, notes)))
+  (head, *table) = summary_of(run)
+
+  def row_html(cells, tag):
+    return "<tr>" + "".join(f"<{tag}>{esc(cell)}</{tag}>" for cell in cells) + "</tr>"
+  css, js = ((resources.files("r1jax") / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+  ours = base64.b64encode(hashlib.sha256(js.encode()).digest()).decode()
+  # "<" is the only character by which JSON could leave its script element
+  data = json.dumps(figures.specs, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+  return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{esc(run.title)}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{ours}'">
+<style>{css}</style></head><body>
+<header><h1>{esc(run.title)}</h1>
+<p>{esc(". ".join(map(stage_line, run.stages)) or "No stage has been run yet")}.
+{"" if run.result is not None else "<b>Unfinished:</b> there is no result.json yet."}</p></header>
+<div class="top"><table><thead>{row_html(head, "th")}</thead><tbody>{"".join(row_html(row, "td") for row in table)}
+</tbody></table>{f'<aside><h2>What to look at</h2><ul>{"".join(f"<li>{said}</li>" for said in advice)}</ul></aside>'
+if advice else ""}</div>
+<noscript><p class="note">The curves are drawn by a script inside this page, which is switched off here.</p></noscript>
+{f'<h2>Accuracy and length over training</h2>{headline}<p class="note">Dots are evaluations on held-out problems. '
+ 'Pale: as logged; strong: a running mean. Point at a chart, or focus it and use the arrow keys, to read values.</p>'
+ if headline else ""}{curves}{samples or '<p class="note">No sample answers were found.</p>'}
+<h2>Config</h2><details><summary>The resolved config of this run</summary>
+<pre class="text">{esc(json.dumps(run.config, indent=2))}</pre></details>
+{f'<h2>Notes on the files</h2><ul>{"".join(f"<li>{esc(note)}</li>" for note in notes)}</ul>' if notes else ""}
+<script type="application/json" id="charts">{data}</script><script>{js}</script></body></html>
+"""
+
+
+def write(workdir: Path) -> Path:
+  """Writes workdir/report.html from what the folder holds now, and returns its path."""
+  path = Path(workdir) / "report.html"
+  partial = path.with_suffix(".html.partial")   # then renamed: a browser that reloads never sees half a page
+  partial.write_text(page(read(Path(workdir))), encoding="utf-8", errors="replace", newline="\n")
+  os.replace(partial, path)
+  return path

@@ -1,0 +1,152 @@
+"""Sampling: one prefill per prompt, G answers from that one cache, a decode loop that stays on the device.
+
+A sample depends on (seed, step, problem, sample) alone, not on the batch it came out of: its key is folded from
+these four, and each of its tokens from that key. The log-prob returned is the policy's at the sampling temperature,
+before top-p / top-k / min-p cut anything off: what the trainer computes on the same tokens. Letters: r1jax/types.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from r1jax.models import attention, transformer
+from r1jax.models.attention import KV, DecodeCache
+from r1jax.models.transformer import ModelConfig
+
+CUT = -1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+  """How answers are drawn. temperature 0 is greedy; its log-probs are those at temperature 1."""
+  max_tokens: int                # end token included; an answer that has not ended by then is truncated
+  temperature: float = 1.0       # R1-Zero: 1.0
+  top_p: float = 1.0             # smallest set of tokens with at least this mass; 1: all
+  top_k: int = 0                 # this many tokens; 0: all
+  min_p: float = 0.0             # tokens with at least this share of the likeliest one's probability; 0: all
+
+  def __post_init__(self):
+    if self.max_tokens < 1:
+      raise ValueError(f"sampling.max_tokens={self.max_tokens} must be at least 1")
+    if self.temperature < 0:
+      raise ValueError(f"sampling.temperature={self.temperature} must not be negative")
+    if not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or self.top_k < 0:
+      raise ValueError(f"sampling needs 0 < top_p={self.top_p} <= 1, 0 <= min_p={self.min_p} < 1,"
+                       f" top_k={self.top_k} >= 0")
+
+  @property
+  def scale(self) -> float:
+    """The temperature of log-probs, the trainer's included."""
+    return self.temperature or 1.0
+
+
+@flax.struct.dataclass
+class SampleState:
+  """Between two tokens. Row n = b * G + g."""
+  hidden_ND: jax.Array           # the state that predicts the next token
+  cache: DecodeCache
+  prompt_length_B: jax.Array
+  t: jax.Array                   # answer tokens so far, the same for all rows
+  done_N: jax.Array
+  key_N: jax.Array
+  token_NA: jax.Array            # answers, padded with the end token
+  logp_NA: jax.Array             # 0 after the end
+  length_N: jax.Array            # end token included
+
+
+def sample_keys(seed: int, step, problem_B, samples_G):
+  """One key per answer, [B * G], from (seed, step, problem, sample). Arguments but seed may be traced."""
+  step_key = jax.random.fold_in(jax.random.key(seed), step)
+  fold = jax.vmap(jax.vmap(lambda p, g: jax.random.fold_in(jax.random.fold_in(step_key, p), g), (None, 0)), (0, None))
+  return fold(problem_B, samples_G).reshape(-1)
+
+
+def keep(logit_NV, cfg: SampleConfig):
+  """Logits, at the sampling temperature, with what top-k, top-p and min-p leave out cut off.
+
+  The likeliest token always stays. Ties at the edge of top-k stay all.
+  """
+  if cfg.top_k and cfg.top_k < logit_NV.shape[-1]:
+    kth_N1 = jax.lax.top_k(logit_NV, cfg.top_k)[0][:, -1:]
+    logit_NV = jnp.where(logit_NV < kth_N1, CUT, logit_NV)
+  if cfg.top_p < 1:
+    sorted_NV = jnp.sort(logit_NV, axis=-1, descending=True)
+    p_NV = jax.nn.softmax(sorted_NV)
+    before_NV = jnp.cumsum(p_NV, axis=-1) - p_NV          # mass of the tokens likelier than this one
+    last_N1 = jnp.sum(before_NV < cfg.top_p, axis=-1, keepdims=True) - 1
+    logit_NV = jnp.where(logit_NV < jnp.take_along_axis(sorted_NV, last_N1, axis=-1), CUT, logit_NV)
+  if cfg.min_p > 0:
+    least_N1 = jnp.max(logit_NV, axis=-1, keepdims=True) + jnp.log(cfg.min_p)
+    logit_NV = jnp.where(logit_NV < least_N1, CUT, logit_NV)
+  return logit_NV
+
+
+def prefill(params, model: ModelConfig, prompt_BP, length_B, key_N, max_tokens: int, end_id: int) -> SampleState:
+  """Runs each right-padded prompt once; N = len(key_N), G = N / B answers start from it."""
+  B, P = prompt_BP.shape
+  N = key_N.shape[0]
+  position_BP = jnp.broadcast_to(jnp.arange(P), (B, P))
+  hidden_BPD, kv = transformer.forward(params, model, prompt_BP, position_BP, keep_kv=True)
+  last_BD = jnp.take_along_axis(hidden_BPD, (length_B - 1)[:, None, None], axis=1)[:, 0]
+  own = jnp.zeros((model.layers, N, model.kv_heads, max_tokens, model.head_dim), kv.k.dtype)
+  return SampleState(
+    hidden_ND=jnp.repeat(last_BD, N // B, axis=0), cache=DecodeCache(prompt=kv, own=KV(own, own)),
+    prompt_length_B=length_B, t=jnp.int32(0), done_N=jnp.zeros(N, bool), key_N=key_N,
+    token_NA=jnp.full((N, max_tokens), end_id, jnp.int32), logp_NA=jnp.zeros((N, max_tokens)),
+    length_N=jnp.zeros(N, jnp.int32))
+
+
+def decode_one(params, model: ModelConfig, cfg: SampleConfig, end_id: int, state: SampleState) -> SampleState:
+  """Draws the next token of every answer that has not ended, and runs the model on it."""
+  N, t = state.done_N.shape[0], state.t
+  logit_NV = jnp.dot(state.hidden_ND, transformer.head(params), preferred_element_type=jnp.float32) / cfg.scale
+  if cfg.temperature == 0:
+    token_N = jnp.argmax(logit_NV, axis=-1)
+  else:
+    draw = lambda key, logit_V: jax.random.categorical(jax.random.fold_in(key, t), logit_V)
+    token_N = jax.vmap(draw)(state.key_N, keep(logit_NV, cfg))
+  token_N = jnp.where(state.done_N, end_id, token_N).astype(jnp.int32)
+  logp_N = jnp.take_along_axis(logit_NV, token_N[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logit_NV, axis=-1)
+
+  position_N = jnp.repeat(state.prompt_length_B, N // state.prompt_length_B.shape[0]) + t
+  attend = functools.partial(attention.decode, state.prompt_length_B, t)
+  hidden_N1D, new = transformer.forward(params, model, token_N[:, None], position_N[:, None], attend, state.cache,
+                                        keep_kv=True)
+  write = lambda old, x: jax.lax.dynamic_update_slice(old, x, (0, 0, 0, t, 0))
+  own = KV(write(state.cache.own.k, new.k), write(state.cache.own.v, new.v))
+  column = lambda old, x: jax.lax.dynamic_update_slice(old, x[:, None], (0, t))
+  return state.replace(
+    hidden_ND=hidden_N1D[:, 0], cache=state.cache.replace(own=own), t=t + 1,
+    done_N=state.done_N | (token_N == end_id), token_NA=column(state.token_NA, token_N),
+    logp_NA=column(state.logp_NA, jnp.where(state.done_N, 0.0, logp_N)),
+    length_N=state.length_N + ~state.done_N)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "cfg", "end_id"))
+def start(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: SampleConfig, end_id: int) -> SampleState:
+  return prefill(params, model, prompt_BP, length_B, key_N, cfg.max_tokens, end_id)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "cfg", "end_id"), donate_argnames="state")
+def advance(params, state: SampleState, steps, *, model: ModelConfig, cfg: SampleConfig, end_id: int) -> SampleState:
+  """At most `steps` more tokens; less when every answer has ended."""
+  stop = jnp.minimum(state.t + steps, cfg.max_tokens)
+  return jax.lax.while_loop(lambda s: (s.t < stop) & ~s.done_N.all(),
+                            functools.partial(decode_one, params, model, cfg, end_id), state)
+
+
+def sample(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: SampleConfig, end_id: int) -> SampleState:
+  """G = len(key_N) / B whole answers to each prompt, prompt-major. Jitted inside.
+
+  prompt_BP: int32, right-padded; length_B: its valid tokens, at least 1 each.
+  """
+  if key_N.shape[0] % prompt_BP.shape[0]:
+    raise ValueError(f"{key_N.shape[0]} keys are not a multiple of {prompt_BP.shape[0]} prompts")
+  static = dict(model=model, cfg=cfg, end_id=end_id)
+  state = start(params, prompt_BP, length_B, key_N, **static)
+  return advance(params, state, cfg.max_tokens, **static)
