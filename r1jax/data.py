@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
   """(1-based line number, object) for each line of a JSONL file, streamed.
@@ -36,3 +38,16 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
       yield number, row
   if not row_count:
     raise ValueError(f"{path}:1: the file is empty")
+
+
+def positions(step: int, count: int, size: int | None, seed: int) -> list[int]:
+  """Indices of the `count` items that step `step` of a run reads. The position in the data follows from the step.
+
+  Without end (size None): counts on. Else: each epoch is a permutation of its own, and runs on into the next.
+  """
+  start = step * count
+  if size is None:
+    return list(range(start, start + count))
+  orders = {epoch: np.random.default_rng([seed, epoch]).permutation(size)
+            for epoch in range(start // size, (start + count - 1) // size + 1)}
+  return [int(orders[i // size][i % size]) for i in range(start, start + count)]

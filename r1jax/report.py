@@ -30,8 +30,8 @@ LONG = 400            # characters: longer texts start collapsed
 LONGEST = 8_000       # characters: the middle of a longer text is left out
 
 SHARE = re.compile(r"(?!reward).*(accuracy|pass@|cons@|share|strict|lenient|verdict/)")   # shown in percent
-NAMES = {"accuracy": "training answers", "eval/greedy_accuracy": "held-out, greedy", "length": "all answers",
-         "eval/length": "held-out, greedy", "reward": "total", "clip_share": "all", "mismatch/k3": "k3 (mean)",
+NAMES = {"accuracy": "training answers", "length": "training answers", "reward": "total", "clip_share": "all",
+         "eval/greedy_accuracy": "held-out, greedy", "eval/length": "held-out, greedy",
          "zero_variance_share": "groups that agree", "truncated_share": "answers cut off"}
 HEADLINE = (
   ("Accuracy", ("accuracy", "eval/greedy_accuracy"), "share of answers that are correct"),
@@ -44,7 +44,7 @@ CHARTS = (   # title, metrics, what is drawn; what no line names is drawn after 
    "held-out problems"),
   ("Length by correctness", ("length/*",), "mean tokens"),
   ("Verdicts", ("verdict/*",), "share of answers"),
-  ("Nothing to learn from", ("zero_variance_share", "truncated_share"), "share of groups, share of answers"),
+  ("Agreeing groups, cut-off answers", ("zero_variance_share", "truncated_share"), "share of each"),
   ("KL to the reference", ("kl",), "nats a token"),
   ("Entropy of the policy", ("entropy",), "nats a token"),
   ("Clipped tokens", ("clip_share", "clip_share/*"), "share of answer tokens, and on which side"),
@@ -54,7 +54,7 @@ CHARTS = (   # title, metrics, what is drawn; what no line names is drawn after 
   ("Time of a step", ("seconds/*",), "seconds by phase"),
   ("Throughput", ("tokens_per_s",), "tokens a second"),
 )
-LOGARITHMIC = ("Sampler against trainer", "Gradient norm", "KL to the reference")   # where values span decades
+LOGARITHMIC = ("Sampler against trainer", "Gradient norm", "KL to the reference")   # if values span decades
 
 
 class Stage(NamedTuple):
@@ -89,7 +89,7 @@ def read_json(path: Path, notes: list[str]) -> dict | None:
 
 
 def read_rows(path: Path, notes: list[str]) -> list[dict]:
-  """The rows by step. Rows of one step are merged; a step that goes back (a resume) replaces what followed."""
+  """The rows by step. Rows of one step are merged; a step that goes back (a resume) drops what followed."""
   rows, bad, last = {}, 0, -math.inf
   for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
     try:
@@ -135,9 +135,10 @@ def show(key: str, value) -> str:
     return value or "–"
   if SHARE.match(key):
     return f"{100 * value:.1f}%"
-  if key.split("/")[0] == "seconds" and value >= 60:
-    return f"{value // 3600:.0f} h {value % 3600 // 60:.0f} min" if value >= 3600 else f"{value / 60:.1f} min"
-  return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}" + " s" * (key.split("/")[0] == "seconds")
+  if key.split("/")[0] == "seconds":
+    hours, minutes = f"{value // 3600:.0f} h {value % 3600 // 60:.0f} min", f"{value / 60:.1f} min"
+    return hours if value >= 3600 else minutes if value >= 60 else f"{value:.3g} s"
+  return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def summary_of(run: Run) -> list[tuple[str, str, str]]:
@@ -152,9 +153,10 @@ def summary_of(run: Run) -> list[tuple[str, str, str]]:
   pairs = dict.fromkeys(name for side, _, name in keys if side in ("base", "final"))
   table = [("", "base", "final")]
   for name in pairs:
-    table.append((name.replace("_", " "), *(show(name, run.result[f"{side}/{name}"])
+    label = "mean answer length, tokens" if name == "length" else name.replace("_", " ")
+    table.append((label, *(show(name, run.result[f"{side}/{name}"])
                   if f"{side}/{name}" in run.result else "" for side in ("base", "final"))))
-  return table + [(key, "", show(key, run.result[key])) for key in run.result
+  return table + [(key.replace("seconds/", "time, "), "", show(key, run.result[key])) for key in run.result
                   if key.partition("/")[0] not in ("base", "final")]
 
 
@@ -164,7 +166,7 @@ def summary(workdir: Path) -> list[tuple[str, str, str]]:
 
 
 def look_at(rows: list[dict]) -> list[str]:
-  """What the numbers alone say is wrong: [] is good. They compare the first fifth of the steps with the last."""
+  """What the numbers alone say is wrong: [] is good. Compared: the first fifth of the steps and the last."""
   said = []
   for key in ("loss", "grad_norm", "reward", "kl"):
     if broken := [row["step"] for row in rows if key in row and row[key] is None]:
@@ -182,31 +184,31 @@ def look_at(rows: list[dict]) -> list[str]:
   right_then, right, _ = ends("accuracy")
   if (share := ends("zero_variance_share")[1]) > 0.8:
     why = ("the problems have become too easy" if right > 0.9 else "the problems are still too hard"
-           if right < 0.1 else "each problem is either always or never solved; a larger group would tell more")
+           if right < 0.1 else "a problem is solved always or never; larger groups would tell more")
     said.append(f"{share:.0%} of groups agree and so teach nothing: {why}.")
   if (share := ends("truncated_share")[1]) > 0.1:
-    said.append(f"{share:.0%} of answers are cut off at the length limit: their reward says little. Raise it.")
+    said.append(f"{share:.0%} of answers are cut off at the length limit, and are judged unfinished.")
   then, now, _ = ends("entropy")
   if now < 0.1 * then:
     solved = ", as it will on a task that is solved" if right > 0.9 else ": exploring has all but stopped"
     said.append(f"Entropy fell from {then:.3g} to {now:.3g} nats a token{solved}.")
   if (gap := ends("mismatch/k3")[1]) > 1e-3:
-    said.append(f"Sampler and trainer disagree (k3 {gap:.2g}, should be below 0.001): look for a difference in "
-                "precision, masks or temperature before trusting the curves.")
+    said.append(f"Sampler and trainer disagree (k3 {gap:.2g}; healthy is below 0.001): look for a difference "
+                "in precision, masks or temperature before trusting the curves.")
   if (share := ends("clip_share")[1]) > 0.2:
     said.append(f"{share:.0%} of tokens are clipped: updates are too large, or the answers too old.")
   then, now, error = ends("reward")
   if now - then < -2 * error:
     said.append(f"Reward fell, from {then:.3g} to {now:.3g}.")
-  elif now - then < 2 * error < math.inf and not right > 0.9:
+  elif now - then <= 2 * error < math.inf and not right > 0.9:
     said.append(f"Reward is flat: {then:.3g} at the start, {now:.3g} at the end, within its noise.")
   elif right < right_then - 0.05:
-    said.append(f"Reward rose while accuracy fell ({right_then:.0%} to {right:.0%}): another part is being farmed.")
+    said.append(f"Accuracy fell ({right_then:.0%} to {right:.0%}), reward did not: it is earned elsewhere.")
   return said
 
 
 def curve(rows: list[dict], key: str) -> dict | None:
-  """One metric to draw. Past POINTS steps, each point is a mean of neighbours, and lo and hi are their range."""
+  """One metric to draw. Past POINTS steps a point is a mean of neighbours; lo and hi are their range."""
   points = [(row["step"], row[key]) for row in rows if key in row]
   if all(value is None for _, value in points):
     return None
@@ -218,7 +220,7 @@ def curve(rows: list[dict], key: str) -> dict | None:
     return [float(f"{of(values):.6g}") if values else None for values in finite]
   name = NAMES.get(key) or key.partition("/")[2] or key
   ends = dict(lo=each(min), hi=each(max)) if every > 1 else {}
-  return dict(name=name.replace("_", " "), marks=key.startswith("eval/"), every=every,
+  return dict(name=name.replace("_", " "), marks=key.startswith("eval/"),
               x=[chunk[len(chunk) // 2][0] for chunk in chunks], y=each(statistics.fmean), **ends)
 
 
@@ -233,13 +235,11 @@ class Figures:
     if not curves:
       return ""
     share = all(SHARE.match(key) for key, _ in curves)
-    every = max(drawn["every"] for _, drawn in curves)
-    note += f"; {every} steps a point, the band is their range" if every > 1 else ""
     self.specs.append(dict(
       stage=stage, title=title, share=share, tall=tall, log=title in LOGARITHMIC,
       x=[rows[0]["step"], rows[-1]["step"]], curves=[drawn for _, drawn in curves]))
     return (f'<figure data-chart="{len(self.specs) - 1}"><figcaption><b>{esc(title)}</b> '
-            f'<span>{esc(note.lstrip("; "))}</span></figcaption></figure>')
+            f'<span>{esc(note)}</span></figcaption></figure>')
 
   def headline(self, stage: int, rows: list[dict]) -> str:
     return "".join(self.figure(stage, rows, title, keys, note, tall=True) for title, keys, note in HEADLINE)
@@ -252,7 +252,11 @@ class Figures:
       keys = [key for pattern in patterns for key in logged if fnmatch.fnmatchcase(key, pattern)]
       left = [key for key in left if key not in keys]
       drawn += self.figure(stage, rows, title, list(dict.fromkeys(keys)), note)
-    return drawn + "".join(self.figure(stage, rows, key, [key], "") for key in left)
+    drawn += "".join(self.figure(stage, rows, key, [key], "") for key in left)
+    every = math.ceil(len(rows) / POINTS)
+    note = ("" if every == 1 else f'<p class="note">{len(rows):,} logged steps, drawn as at most {POINTS} '
+            f"points: a point is the mean of up to {every} steps, and the band around it is their range.</p>")
+    return f'{note}<div class="grid">{drawn}</div>'
 
 
 def esc(text) -> str:
@@ -267,8 +271,9 @@ def folded(text, css: str) -> str:
     text = text[:LONGEST // 2] + left_out + text[-LONGEST // 2:]
   if len(text) <= LONG and text.count("\n") < 12:
     return f'<pre class="{css}">{esc(text)}</pre>'
-  start = " ".join(text[:LONG // 2].split())
-  return (f'<details class="long"><summary>{esc(start)} … <i>{len(text):,} characters</i></summary>'
+  start, end = " ".join(text[:LONG // 2].split()), " ".join(text[-LONG // 4:].split())
+  return (f'<details class="long"><summary>{esc(start)} <i>…</i> {esc(end)} '
+          f'<i>{len(text):,} characters</i></summary>'
           f'<pre class="{css}">{esc(text)}</pre></details>')
 
 
@@ -286,12 +291,12 @@ def answer_html(row: dict) -> str:
           f'{"✓" if good else "✗"} {esc(str(row.get("verdict") or "no verdict").replace("_", " "))}{cut}</b>'
           f'<span>reward {signed(row.get("reward"), ".3g")}{esc(f" ({parts})" if parts else "")}</span>'
           f'<span>advantage {signed(row.get("advantage"), "+.2f")}</span>'
-          f'<span>{esc(row.get("length", "–"))} tokens, log-prob. mean {signed(row.get("logp_mean"))}, '
+          f'<span>{esc(row.get("length", "–"))} tokens, logp {signed(row.get("logp_mean"))}, '
           f'least {signed(row.get("logp_min"))}</span></div>{folded(row.get("text"), "text")}</div>')
 
 
 def sample_html(step: int, path: Path, opened: bool, notes: list[str]) -> str:
-  """The first two groups of a step, and the first whose rewards differ if neither does: the ones that teach."""
+  """The first two groups of a step, then the first of the others whose rewards differ: one that teaches."""
   try:
     with pq.ParquetFile(path) as file:
       rows = file.read([name for name in file.schema_arrow.names if name != "tokens"]).to_pylist()
@@ -301,8 +306,7 @@ def sample_html(step: int, path: Path, opened: bool, notes: list[str]) -> str:
   groups: dict[Any, list[dict]] = {}
   for row in rows:
     groups.setdefault(row.get("problem"), []).append(row)
-  groups_in_order = list(groups.values())
-  shown, rest = groups_in_order[:2], groups_in_order[2:]
+  shown, rest = list(groups.values())[:2], list(groups.values())[2:]
   differ = [group for group in rest if len({row.get("reward") for row in group}) > 1]
   shown += (differ or rest)[:1]
   body = "".join(
@@ -322,49 +326,68 @@ def samples_html(stage: Stage, notes: list[str]) -> str:
 
 
 def stage_line(stage: Stage) -> str:
-  if not stage.rows:
-    return f"{stage.name}: not started"
   seconds = [row["seconds"] for row in stage.rows if row.get("seconds") is not None]
-  return f"{stage.name}: step {stage.rows[-1]['step']:,}" + (f", {show('seconds', seconds[-1])}" if seconds else "")
+  return (f"{stage.name}: " + (f"step {stage.rows[-1]['step']:,}" if stage.rows else "not started")
+          + (f", {show('seconds', seconds[-1])}" if seconds else ""))
+
+
+def table_html(table: list[tuple]) -> str:
+  head = "".join(f"<th>{esc(cell)}</th>" for cell in table[0])
+  body = ["".join(f"<td>{esc(cell)}</td>" for cell in row) for row in table[1:]]
+  rows = "".join(f"<tr>{row}</tr>" for row in body)
+  return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def list_html(title: str, items: list[str], tag: str) -> str:
+  body = "".join(f"<li>{esc(item)}</li>" for item in items)
+  return f"<{tag}><h2>{title}</h2><ul>{body}</ul></{tag}>" if items else ""
+
+
+def headlines(figures: Figures, stages: list[Stage]) -> str:
+  """Accuracy and length side by side, in the spirit of R1-Zero's figures; a pair for each RL stage."""
+  drawn = [(stage.name, body) for i, stage in enumerate(stages)
+           if any("reward" in row for row in stage.rows)
+           and (body := figures.headline(i, stage.rows))]
+  if not drawn:
+    return ""
+  pairs = "".join((f"<h3>{esc(name)}</h3>" if len(drawn) > 1 else "") + f'<div class="pair">{body}</div>'
+                  for name, body in drawn)
+  return (f'<h2>Accuracy and length over training</h2>{pairs}<p class="note">Dots: evaluations on held-out '
+          "problems. Pale: each point; strong: a running mean. The numbers above a chart are its last; point "
+          "at it, or focus it and use the arrow keys, to read any other step.</p>")
 
 
 def page(run: Run) -> str:
   figures, notes = Figures(), list(run.notes)
-  rl = [i for i, stage in enumerate(run.stages) if any("reward" in row or "accuracy" in row for row in stage.rows)]
-  headline = "".join((f"<h3>{esc(run.stages[i].name)}</h3>" if len(rl) > 1 else "")
-                     + f'<div class="pair">{figures.headline(i, run.stages[i].rows)}</div>' for i in rl)
-  advice = [f"<b>{esc(stage.name)}.</b> {esc(said)}" for stage in run.stages for said in look_at(stage.rows)]
-  curves = "".join(f'<h2>{esc(stage.name)}: curves</h2><div class="grid">{figures.all(i, stage.rows)}</div>'
-                   for i, stage in enumerate(run.stages) if stage.rows)
-  samples = "".join(f"<h2>{esc(stage.name)}: answers</h2>{body}" for stage in run.stages
-                    if (body := samples_html(stage, notes)))
-  (head, *table) = summary_of(run)
-
-  def row_html(cells, tag):
-    return "<tr>" + "".join(f"<{tag}>{esc(cell)}</{tag}>" for cell in cells) + "</tr>"
-  css, js = ((resources.files("r1jax") / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+  look = [f"{stage.name}: {said}" for stage in run.stages for said in look_at(stage.rows)]
+  body = headlines(figures, run.stages) + "".join(
+    f'<h2>Curves of {esc(stage.name)}</h2>{figures.all(i, stage.rows)}'
+    for i, stage in enumerate(run.stages) if stage.rows)
+  samples = [(stage.name, samples_html(stage, notes)) for stage in run.stages if stage.samples]
+  body += "".join(f"<h2>Answers in {esc(name)}</h2>{shown}" for name, shown in samples if shown)
+  if not any(shown for _, shown in samples):
+    body += '<p class="note">No sample answers were found.</p>'
+  css, js = (resources.files("r1jax").joinpath(name).read_text(encoding="utf-8")
+             for name in ("report.css", "report.js"))
   ours = base64.b64encode(hashlib.sha256(js.encode()).digest()).decode()
   # "<" is the only character by which JSON could leave its script element
   data = json.dumps(figures.specs, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+  unfinished = "" if run.result is not None else "· <b>unfinished</b>, there is no result.json yet."
+  progress = " · ".join(map(stage_line, run.stages)) or "no stage has run yet"
   return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{esc(run.title)}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{ours}'">
 <style>{css}</style></head><body>
-<header><h1>{esc(run.title)}</h1>
-<p>{esc(". ".join(map(stage_line, run.stages)) or "No stage has been run yet")}.
-{"" if run.result is not None else "<b>Unfinished:</b> there is no result.json yet."}</p></header>
-<div class="top"><table><thead>{row_html(head, "th")}</thead><tbody>{"".join(row_html(row, "td") for row in table)}
-</tbody></table>{f'<aside><h2>What to look at</h2><ul>{"".join(f"<li>{said}</li>" for said in advice)}</ul></aside>'
-if advice else ""}</div>
-<noscript><p class="note">The curves are drawn by a script inside this page, which is switched off here.</p></noscript>
-{f'<h2>Accuracy and length over training</h2>{headline}<p class="note">Dots are evaluations on held-out problems. '
- 'Pale: as logged; strong: a running mean. Point at a chart, or focus it and use the arrow keys, to read values.</p>'
- if headline else ""}{curves}{samples or '<p class="note">No sample answers were found.</p>'}
+<header><h1>{esc(run.title)}</h1><p>{esc(progress)} {unfinished}</p></header>
+<div class="top">{table_html(summary_of(run))}{list_html("What to look at", look, "aside")}</div>
+<noscript><p class="note">A script inside this page draws its curves; scripts are switched off.</p></noscript>
+{body}
 <h2>Config</h2><details><summary>The resolved config of this run</summary>
 <pre class="text">{esc(json.dumps(run.config, indent=2))}</pre></details>
-{f'<h2>Notes on the files</h2><ul>{"".join(f"<li>{esc(note)}</li>" for note in notes)}</ul>' if notes else ""}
+{list_html("Notes on the files", notes, "section")}
 <script type="application/json" id="charts">{data}</script><script>{js}</script></body></html>
 """
 

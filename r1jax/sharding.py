@@ -7,8 +7,6 @@ feed-forward and vocabulary split).
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import dataclasses
 import math
 
@@ -29,8 +27,6 @@ RULES = dict(
   vocab="tensor",
   layers=None,
 )
-
-_mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("r1jax_mesh", default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,22 +54,12 @@ def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
   return jax.make_mesh((data, cfg.fsdp, cfg.tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-@contextlib.contextmanager
-def use(mesh: Mesh):
-  """Within this block `shard` pins activations to `mesh`. Functions traced outside it are not sharded."""
-  token = _mesh.set(mesh)
-  try:
-    yield mesh
-  finally:
-    _mesh.reset(token)
-
-
 def shard(x, *axes: str | None):
-  """Pins an activation's logical axes to the mesh in use; does nothing outside `use` or on one device."""
-  mesh = _mesh.get()
-  if mesh is None or mesh.size == 1:
+  """Pins an activation's logical axes to the mesh of `with jax.set_mesh(mesh)`; outside, or on one device, does nothing."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
     return x
-  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(mesh, axes, x.shape)))
+  return jax.lax.with_sharding_constraint(x, spec(mesh, axes, x.shape))
 
 
 def spec(mesh: Mesh, axes, shape) -> PartitionSpec:

@@ -84,7 +84,7 @@ def compiled_step(loss_fn, tx, micro_batches: int = 1):
                  donate_argnames="state")
 
 
-def bucket(length: int, multiple: int = 16) -> int:
+def bucket(length: int, multiple: int = 8) -> int:
   """Lengths are padded to few distinct sizes, so that few shapes are compiled: multiples, coarser as they grow."""
   step = multiple
   while length > 8 * step:

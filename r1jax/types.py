@@ -54,3 +54,16 @@ class TrainState:
   params: Any
   opt_state: Any
   ref_params: Any = None          # the KL reference; None where the stage has none
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What there is to learn: prompts, gold answers, rewards. Made by a module of r1jax/tasks."""
+  name: str
+  tokenizer: Any                               # tokenizer.Tokenizer
+  problem: Callable[[int], Problem]            # training problem i
+  size: int | None                             # how many there are; None: generated without end
+  held_out: tuple[Problem, ...]                # never trained on
+  rewards: dict[str, Reward]                   # by name; the stage gives the weights. "accuracy" is one of them
+  lenient: Reward | None = None                # accuracy, read leniently, for evaluation; None: as "accuracy"
+  demonstration: Callable[[int], tuple[str, str]] | None = None   # (prompt, answer) i for pre-training

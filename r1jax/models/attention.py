@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from r1jax.models.layers import rope
+from r1jax.models.layers import linear, rope
 from r1jax.models.param import Param, normal
 
 MASKED = -1e30   # not -inf: a row with nothing to see must stay finite
@@ -42,9 +42,9 @@ def params(cfg):
 
 def project(p, cfg, x_NTD, position_NT):
   """Queries [N, T, H, C] and the KV [N, K, T, C] of these tokens, both with rotary positions applied."""
-  q_NTHC = rope(jnp.einsum("ntd,dhc->nthc", x_NTD, p["q"]), position_NT, cfg.rope_theta)
-  k_NTKC = rope(jnp.einsum("ntd,dkc->ntkc", x_NTD, p["k"]), position_NT, cfg.rope_theta)
-  v_NTKC = jnp.einsum("ntd,dkc->ntkc", x_NTD, p["v"])
+  q_NTHC = rope(linear(x_NTD, p["q"]), position_NT, cfg.rope_theta)
+  k_NTKC = rope(linear(x_NTD, p["k"]), position_NT, cfg.rope_theta)
+  v_NTKC = linear(x_NTD, p["v"])
   return q_NTHC, KV(k_NTKC.swapaxes(1, 2), v_NTKC.swapaxes(1, 2))
 
 

@@ -93,7 +93,7 @@ def forward(p, cfg: ModelConfig, token_NT, position_NT, attend=attention.causal,
     h_NTD = layers.rms_norm(x_NTD, w["attention_norm"], cfg.norm_eps)
     q_NTHC, kv = attention.project(w["attention"], cfg, h_NTD, position_NT)
     o_NTHC = attend(q_NTHC, kv, layer_cache)
-    x_NTD = x_NTD + jnp.einsum("nthc,hcd->ntd", o_NTHC, w["attention"]["out"])
+    x_NTD = x_NTD + layers.linear(o_NTHC, w["attention"]["out"], axes=2)
     h_NTD = layers.rms_norm(x_NTD, w["ffn_norm"], cfg.norm_eps)
     x_NTD = shard(x_NTD + layers.swiglu(w["ffn"], h_NTD), "batch", None, "embed_act")
     return x_NTD, (kv if keep_kv else None)

@@ -1,0 +1,97 @@
+"""Checkpoints: Orbax, asynchronous, the last K kept; a damaged one is set aside and the one before it is used.
+
+A checkpoint holds the TrainState and a small JSON of the rest (position in the data, checksums of all arrays). Orbax writes
+into a temporary folder and renames it, so that a killed process leaves no half checkpoint under a final name; checksums
+find the others: truncated, overwritten, flipped bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+log = logging.getLogger("r1jax")
+
+
+class Checkpoints:
+  """The checkpoints of one folder. Use as a context manager: leaving it waits for the last write."""
+
+  def __init__(self, folder: str | Path, keep: int = 2):
+    self.folder = Path(folder).absolute()
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True,
+                                           cleanup_tmp_directories=True)
+    self._open = lambda: ocp.CheckpointManager(self.folder, options=options)
+    self._manager = self._open()
+
+  def __enter__(self) -> Checkpoints:
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+  def steps(self) -> list[int]:
+    """Steps that have a checkpoint, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def save(self, step: int, state: Any, meta: dict) -> None:
+    """Starts writing; the arrays may be changed or donated as soon as this returns."""
+    # a copy: the CPU backend hands out views of its buffers, which the next step reuses while the writer still reads
+    state = jax.tree.map(jnp.copy, state)
+    meta = dict(meta, checksums=checksums(state))
+    self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state),
+                                                     meta=ocp.args.JsonSave(meta)))
+
+  def restore(self, abstract: Any, step: int | None = None) -> tuple[int, Any, dict] | None:
+    """(step, state, meta) of the newest whole checkpoint, or of `step`; None if there is none at all.
+
+    abstract: the state's shapes and dtypes. Damaged checkpoints are moved to a folder beside, with a warning; if `step` was
+    asked for by number, or none is left, that is a ValueError.
+    """
+    tried = []
+    for number in reversed(self.steps()) if step is None else [step]:
+      if number not in self.steps():
+        raise ValueError(f"{self.folder}: no checkpoint of step {number}; there are {self.steps()}")
+      try:
+        return number, *self._read(number, abstract)
+      except Exception as error:   # Orbax, TensorStore and JSON raise many kinds; all mean: not this one
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        tried.append(f"step {number}: {reason}")
+        if step is None:
+          self._set_aside(number, reason)
+    if tried:
+      raise ValueError(f"{self.folder}: no whole checkpoint ({'; '.join(tried)})")
+    return None
+
+  def _read(self, step: int, abstract):
+    out = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract),
+                                                              meta=ocp.args.JsonRestore()))
+    meta = dict(out["meta"])
+    found, wanted = checksums(out["state"]), meta.pop("checksums")
+    wrong = [name for name in wanted if found.get(name) != wanted[name]]
+    if wrong or len(found) != len(wanted):
+      raise ValueError(f"checksum of {', '.join(wrong[:3]) or 'the list of arrays'} does not match")
+    return out["state"], meta
+
+  def _set_aside(self, step: int, reason: str) -> None:
+    aside = self.folder.with_name(self.folder.name + ".damaged")
+    aside.mkdir(exist_ok=True)
+    shutil.rmtree(aside / str(step), ignore_errors=True)
+    self._manager.close()
+    shutil.move(self.folder / str(step), aside / str(step))
+    self._manager = self._open()
+    log.warning("checkpoint %s/%s is damaged (%s): moved to %s, using the one before", self.folder, step, reason, aside)
+
+
+def checksums(state) -> dict[str, int]:
+  """CRC-32 of each array's bytes, by path. Arrays that other hosts hold parts of are left out."""
+  return {jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(np.asarray(x)).view(np.uint8))
+          for path, x in jax.tree_util.tree_leaves_with_path(state) if x.is_fully_addressable}

@@ -1,0 +1,124 @@
+"""From an experiment file to frozen dataclasses, checked before any jax call.
+
+An experiment has `get_config(arg) -> ConfigDict`; `config` is that dict, `cfg` the frozen RunConfig made of it here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any
+
+import ml_collections
+
+from r1jax import tasks
+from r1jax.evals.evaluate import EvalConfig
+from r1jax.models.transformer import ModelConfig
+from r1jax.sharding import MeshConfig
+from r1jax.stages.pretrain import PretrainConfig
+from r1jax.stages.reasoning_rl import RLConfig
+from r1jax.tasks import DataConfig
+
+STAGES = ("pretrain", "reasoning_rl")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+  """A whole run. `stages` says what runs, in order; a stage that is not named needs no section."""
+  name: str
+  stages: tuple[str, ...]
+  task: Any                      # the Config of the task's module
+  model: ModelConfig             # vocab is the tokenizer's: it is filled in when the task is made
+  seed: int = 0
+  data: DataConfig = dataclasses.field(default_factory=DataConfig)
+  pretrain: PretrainConfig | None = None
+  reasoning_rl: RLConfig | None = None
+  eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+  def __post_init__(self):
+    if not self.stages:
+      raise ValueError("stages is empty")
+    for stage in self.stages:
+      if stage not in STAGES:
+        raise ValueError(f"stages: {stage!r} is none of {STAGES}")
+      if getattr(self, stage) is None:
+        raise ValueError(f"stages names {stage}, but the config has no section {stage}")
+    if not 0 <= self.seed < 2**31:
+      raise ValueError(f"seed={self.seed} must be within 0 and 2^31 - 1")
+
+
+def parse_arg(arg: str | None, **defaults):
+  """`file.py:tiny,bits=8` -> ConfigDict(tiny=True, bits=8). Names must be known; types follow the defaults."""
+  out = ml_collections.ConfigDict(defaults)
+  for part in filter(None, (arg or "").split(",")):
+    name, given, value = part.partition("=")
+    if name not in defaults:
+      raise ValueError(f"config argument {name!r} is none of {', '.join(defaults)}")
+    kind = type(defaults[name])
+    if kind is bool:
+      out[name] = value.lower() in ("1", "true", "yes") if given else True
+    elif not given:
+      raise ValueError(f"config argument {name} needs a value: {name}={defaults[name]}")
+    else:
+      out[name] = kind(value)
+  return out
+
+
+def freeze(config: ml_collections.ConfigDict) -> RunConfig:
+  """Checks every key and value. ValueError, with the key's path, for what is unknown, missing or out of range."""
+  plain = config.to_dict()
+  task = dict(plain.get("task") or {})
+  if "name" not in task:
+    raise ValueError("task.name is missing")
+  plain["task"] = _build(tasks.find(task.pop("name")).Config, task, "task")
+  model = dict(plain.get("model") or {})
+  if "vocab" in model:
+    raise ValueError("model.vocab comes from the tokenizer: leave it out")
+  plain["model"] = model | dict(vocab=1)
+  return _build(RunConfig, plain, "")
+
+
+def with_vocab(cfg: RunConfig, vocab: int) -> ModelConfig:
+  return dataclasses.replace(cfg.model, vocab=vocab)
+
+
+def _build(cls, values: dict, path: str):
+  """A dataclass from nested dicts; sections are built by the types of its fields."""
+  hints = typing.get_type_hints(cls)
+  names = [f.name for f in dataclasses.fields(cls)]
+  for key in values:
+    if key not in names:
+      near = difflib.get_close_matches(key, names, 1)
+      raise ValueError(f"unknown key {_join(path, key)}" + (f"; did you mean {near[0]}?" if near else ""))
+  for field in dataclasses.fields(cls):
+    required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    if required and field.name not in values:
+      raise ValueError(f"{_join(path, field.name)} is missing")
+  return cls(**{key: _convert(hints[key], value, _join(path, key)) for key, value in values.items()})
+
+
+def _convert(hint, value, path: str):
+  """`value` as the field's type, or a ValueError. Whole numbers pass for floats; lists for tuples."""
+  options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+  if value is None and type(None) in options:
+    return None
+  kind = next((o for o in options if o is not type(None)), hint)
+  if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+    return _build(kind, value, path)
+  plain = typing.get_origin(kind) or kind
+  if plain is Any or (dataclasses.is_dataclass(kind) and isinstance(value, kind)):
+    return value
+  if plain is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if plain is tuple and isinstance(value, (list, tuple)):
+    return tuple(value)
+  if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
+    raise ValueError(f"{path}={value!r} must be of type {plain.__name__}")
+  return value
+
+
+def _join(path: str, key: str) -> str:
+  return f"{path}.{key}" if path else key

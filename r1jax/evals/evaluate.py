@@ -1,0 +1,70 @@
+"""Samples a policy on held-out problems and scores it. R1 samples k answers at T 0.6, top-p 0.95; greedy is for small tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from r1jax import rollout
+from r1jax.evals.metrics import consensus, pass_at_k
+from r1jax.models.transformer import ModelConfig
+from r1jax.rewards.accuracy import final_answer
+from r1jax.sampler import SampleConfig
+from r1jax.types import Problem, Task
+
+# no training unit has this number: evaluation draws its own random numbers
+EVAL_STEP = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """The evaluation at the ends of a run."""
+  samples: int = 8               # answers per problem; 0: greedy only
+  temperature: float = 0.6       # R1's evaluation
+  top_p: float = 0.95
+  problems: int = 0              # of the held-out ones; 0: all
+  prompts_at_once: int = 128
+
+  def __post_init__(self):
+    if self.samples < 0 or self.problems < 0 or self.prompts_at_once < 1:
+      raise ValueError(f"eval samples={self.samples}, problems={self.problems} must not be negative,"
+                       f" prompts_at_once={self.prompts_at_once} at least 1")
+    SampleConfig(1, self.temperature, self.top_p)
+
+
+def evaluate(params, task: Task, problems: Sequence[Problem], samples: int, *, model: ModelConfig, cfg: SampleConfig,
+             seed: int = 0, prompts_at_once: int = 128):
+  """`samples` answers to each problem -> (summary, table of all answers).
+
+  Summary: pass@1 (the mean), pass@k for k = 1, 2, 4 .. samples, cons@samples, lenient (mean accuracy by the task's
+  lenient matcher), format, length, truncated_share.
+  """
+  rollouts = rollout.sample(params, problems, samples, model=model, tokenizer=task.tokenizer, cfg=cfg, seed=seed,
+                            step=EVAL_STEP, prompts_at_once=min(prompts_at_once, len(problems)))
+  terms = {name: (1.0, reward) for name, reward in task.rewards.items()}
+  reward_N, parts = rollout.score(rollouts, terms)
+  correct_BG = np.asarray([p["accuracy"].value == 1 for p in parts]).reshape(len(problems), samples)
+  lenient = task.lenient or task.rewards["accuracy"]
+  lenient_N = [lenient(problems[n // samples], text).value for n, text in enumerate(rollouts.texts)]
+  finals = [final_answer(text) for text in rollouts.texts]
+  ks = sorted({2**i for i in range(samples.bit_length())} | {samples})
+  out = {f"pass@{k}": np.mean([pass_at_k(samples, int(c.sum()), k) for c in correct_BG]) for k in ks}
+  out[f"cons@{samples}"] = np.mean([consensus(finals[b * samples:(b + 1) * samples], correct_BG[b])
+                                    for b in range(len(problems))])
+  out["lenient"] = np.mean(lenient_N)
+  out |= {name: np.mean([p[name].value for p in parts]) for name in task.rewards if name != "accuracy"}
+  out |= {"length": np.mean([len(a) for a in rollouts.answers]), "truncated_share": rollouts.truncated_N.mean()}
+  table = rollout.table(rollouts, reward_N, parts)
+  table["lenient"] = lenient_N
+  table["final_answer"] = finals
+  return {k: float(v) for k, v in out.items()}, table
+
+
+def greedy(params, task: Task, *, model: ModelConfig, max_tokens: int, problems: int = 0, prompts_at_once: int = 128):
+  """Greedy accuracy on the held-out problems (the first `problems` of them; 0: all), lenient accuracy, length."""
+  chosen = task.held_out[:problems or None]
+  out, _ = evaluate(params, task, chosen, 1, model=model, cfg=SampleConfig(max_tokens, temperature=0.0),
+                    prompts_at_once=prompts_at_once)
+  return {"greedy_accuracy": out["pass@1"], "greedy_lenient": out["lenient"], "greedy_length": out["length"]}

@@ -1,0 +1,177 @@
+"""Runs an experiment's stages in order in one folder, hands the policy over, evaluates its ends, writes the report.
+
+The folder: config.json (the resolved config), tokenizer.json, a folder per stage (checkpoints, metrics.jsonl, samples,
+tensorboard), result.json, report.html. Run again on the same folder, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import time
+from pathlib import Path
+
+import jax
+import ml_collections
+import optax
+from rich.console import Console
+from rich.table import Table
+
+from r1jax import config as configs
+from r1jax import report, sharding, tasks
+from r1jax.checkpoint import Checkpoints
+from r1jax.config import RunConfig
+from r1jax.evals import evaluate
+from r1jax.loop import Stop
+from r1jax.models import param, transformer
+from r1jax.sampler import SampleConfig
+from r1jax.stages import pretrain, reasoning_rl
+from r1jax.types import Task
+
+STAGES = dict(pretrain=pretrain.run, reasoning_rl=reasoning_rl.run)
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | None = None,
+        console: Console | None = None) -> dict[str, float]:
+  """The whole experiment. Returns what result.json holds: accuracies and lengths before and after, seconds."""
+  cfg = configs.freeze(config)
+  task = make_task(config, cfg)
+  console = console or Console(quiet=True)
+  workdir = Path(workdir)
+  _claim(workdir, config)
+  task.tokenizer.save(workdir / "tokenizer.json")
+  began = time.monotonic()
+  model = configs.with_vocab(cfg, task.tokenizer.vocab)
+  mesh = sharding.make_mesh(cfg.mesh)
+  with jax.set_mesh(mesh):
+    tree = transformer.params(model)
+    console.print(f"{cfg.name}: {param.count(tree):,} parameters, {mesh.size} {jax.default_backend()} device(s), {workdir}")
+    params = jax.jit(lambda key: transformer.init(model, key), out_shardings=sharding.shardings(mesh, tree))(
+      jax.random.key(cfg.seed))
+    result = {}
+    for stage in cfg.stages:
+      if stage == "reasoning_rl":
+        result |= _ends("base", params, cfg, task, model, workdir, console)
+      params = STAGES[stage](getattr(cfg, stage), task, workdir / stage, params, model=model, seed=cfg.seed, stop=stop,
+                             console=console)
+    result |= _ends("final", params, cfg, task, model, workdir, console)
+  result["seconds/total"] = _seconds(workdir, time.monotonic() - began)
+  _write_json(workdir / "result.json", result)
+  page = report.write(workdir)
+  _print_table(console, report.summary(workdir))
+  console.print(f"report: {page}")
+  return result
+
+
+def make_task(config: ml_collections.ConfigDict, cfg: RunConfig) -> Task:
+  return tasks.find(config.task.name).make(cfg.task, cfg.data)
+
+
+def load_policy(workdir: str | Path, stage: str = "", step: int | None = None):
+  """(params, model, task, where) of a run's checkpoint: of its last stage that has one, the newest, unless told.
+
+  FileNotFoundError where there is no run or no checkpoint; ValueError for one that cannot be read.
+  """
+  workdir = Path(workdir)
+  if not (workdir / "config.json").is_file():
+    raise FileNotFoundError(f"{workdir}: no run here (no config.json)")
+  config = read_config(workdir)
+  cfg = configs.freeze(config)
+  task = make_task(config, cfg)
+  model = configs.with_vocab(cfg, task.tokenizer.vocab)
+  if stage and stage not in cfg.stages:
+    raise ValueError(f"{workdir}: no stage {stage!r}; there are {', '.join(cfg.stages)}")
+  for name in [stage] if stage else reversed(cfg.stages):
+    folder = workdir / name / "checkpoints"
+    if folder.is_dir():
+      with Checkpoints(folder) as checkpoints:
+        restored = checkpoints.restore(abstract_state(cfg, name, model), step)
+      if restored:
+        return restored[1].params, model, task, f"{name} {restored[0]}"
+  raise FileNotFoundError(f"{workdir}: no checkpoint" + (f" of stage {stage}" if stage else ""))
+
+
+def abstract_state(cfg: RunConfig, stage: str, model: transformer.ModelConfig):
+  """Shapes of a stage's TrainState, to restore its checkpoint with."""
+  from r1jax import optimizer, train
+  section = getattr(cfg, stage)
+  reference = stage == "reasoning_rl" and section.loss.kl_coef > 0
+  state = jax.eval_shape(lambda key: train.init_state(transformer.init(model, key), optimizer.make(section.optimizer, 1),
+                                                      reference), jax.random.key(0))
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), state)
+
+
+def read_config(workdir: Path) -> ml_collections.ConfigDict:
+  """The resolved config that a run was started with."""
+  plain = json.loads((workdir / "config.json").read_text())
+  config = ml_collections.ConfigDict(plain)
+  config.stages = tuple(plain["stages"])
+  return config
+
+
+def _claim(workdir: Path, config) -> None:
+  """Writes the config, or checks that the run in this folder has the same one."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  path = workdir / "config.json"
+  new = json.loads(json.dumps(config.to_dict()))
+  if path.exists():
+    old = _flat(json.loads(path.read_text()))
+    changed = [f"{k}: {old.get(k)!r} -> {v!r}" for k, v in _flat(new).items() if old.get(k) != v]
+    changed += [f"{k}: {v!r} -> gone" for k, v in old.items() if k not in _flat(new)]
+    if changed:
+      raise ValueError(f"{workdir} holds a run with another config ({'; '.join(changed[:5])}):"
+                       " choose another --workdir, or delete it")
+  else:
+    _write_json(path, new)
+
+
+def _ends(which: str, params, cfg: RunConfig, task: Task, model, workdir: Path, console) -> dict[str, float]:
+  """Evaluates the base or the final policy, once: the numbers are kept in eval/<which>.json."""
+  path = workdir / "eval" / f"{which}.json"
+  if path.exists():
+    return json.loads(path.read_text())
+  console.print(f"evaluating the {which} policy")
+  last = getattr(cfg, cfg.stages[-1])
+  tokens = last.sampling.max_tokens if hasattr(last, "sampling") else 256
+  common = dict(model=model, prompts_at_once=cfg.eval.prompts_at_once)
+  out = evaluate.greedy(params, task, max_tokens=tokens, problems=cfg.eval.problems, **common)
+  path.parent.mkdir(exist_ok=True)
+  if cfg.eval.samples:
+    sampled, table = evaluate.evaluate(
+      params, task, task.held_out[:cfg.eval.problems or None], cfg.eval.samples, seed=cfg.seed,
+      cfg=SampleConfig(tokens, cfg.eval.temperature, cfg.eval.top_p), **common)
+    out |= sampled
+    from r1jax.metrics import write_table
+    write_table(path.with_suffix(".parquet"), table)
+  out = {f"{which}/{k}": v for k, v in out.items()}
+  _write_json(path, out)
+  return out
+
+
+def _seconds(workdir: Path, now: float) -> float:
+  """Wall time of the whole run, the processes before this one included."""
+  path = workdir / "result.json"
+  return json.loads(path.read_text())["seconds/total"] if path.exists() else now
+
+
+def _flat(tree: dict, path: str = "") -> dict:
+  out = {}
+  for key, value in tree.items():
+    out |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+  return out
+
+
+def _write_json(path: Path, value) -> None:
+  path.with_suffix(".tmp").write_text(json.dumps(value, indent=1))
+  os.replace(path.with_suffix(".tmp"), path)
+
+
+def _print_table(console: Console, rows) -> None:
+  head, *rest = rows
+  table = Table(*[str(h) for h in head])
+  for row in rest:
+    table.add_row(*row)
+  console.print(table)

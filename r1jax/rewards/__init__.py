@@ -1,0 +1,17 @@
+"""Rewards are plain Python functions, (problem, text) -> Score; a stage names its own in a dict of terms.
+
+A reward model is a closure of the same type, so nothing here imports a model. R1-Zero adds accuracy and
+format with the same weight (R1 report, Methods; docs R1.md 1.4).
+"""
+
+from __future__ import annotations
+
+from r1jax.types import Problem, Reward, Score
+
+
+def total_reward(
+    terms: dict[str, tuple[float, Reward]], problem: Problem, text: str
+) -> tuple[float, dict[str, Score]]:
+  """Sum of weight * value over the terms {name: (weight, reward)}, and each term's own score, unweighted."""
+  parts = {name: reward(problem, text) for name, (_, reward) in terms.items()}
+  return sum(weight * parts[name].value for name, (weight, _) in terms.items()), parts

@@ -1,0 +1,166 @@
+"""Reasoning RL as in DeepSeek-R1-Zero (Nature 2025, Methods, "Training details of DeepSeek-R1-Zero"; arXiv 2501.12948 v2, 2.1).
+
+One rollout: Q questions x G answers, rewards, advantages; then the questions, with their whole groups, are split at random into
+M minibatches, one update each, one inner epoch. R1-Zero: Q 512, G 16, M 16 (32 questions an update), the KL
+reference replaced by the policy every 400 updates.
+Left open by the paper and decided here: "randomly split" is by question; advantages are taken before the split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from r1jax import data, grpo, loop, optimizer, rollout, train
+from r1jax.evals import evaluate
+from r1jax.grpo import LossConfig
+from r1jax.loop import SaveConfig
+from r1jax.models.transformer import ModelConfig
+from r1jax.optimizer import OptimizerConfig
+from r1jax.sampler import SampleConfig
+from r1jax.types import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class RLConfig:
+  optimizer: OptimizerConfig
+  loss: LossConfig
+  sampling: SampleConfig
+  rewards: dict[str, float]              # weight of each of the task's rewards; R1-Zero: accuracy and format, the same
+  rollouts: int                          # updates = rollouts * minibatches; R1-Zero: 650 * 16
+  questions_per_rollout: int             # R1-Zero: 512
+  group_size: int                        # answers to a question; R1-Zero: 16
+  minibatches: int = 1                   # updates per rollout; R1-Zero: 16
+  micro_batches: int = 1                 # parts of a minibatch whose gradients are added up; changes memory, not results
+  prompts_at_once: int = 0               # questions sampled together; 0: all. Changes memory, not results
+  reference_refresh: int = 400           # updates after which the reference becomes the policy; 0: never. R1: 400
+  truncated: str = "wrong"               # rollout.score
+  zero_variance: str = "keep"            # groups whose rewards agree: keep (KL acts on them) or drop from the loss
+  eval_every: int = 10                   # rollouts between greedy evaluations on held-out problems; 0: only at the ends
+  checkpoint: SaveConfig = dataclasses.field(default_factory=SaveConfig)
+
+  def __post_init__(self):
+    for name in ("rollouts", "questions_per_rollout", "minibatches", "micro_batches"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"reasoning_rl.{name}={getattr(self, name)} must be at least 1")
+    if self.group_size < 2:
+      raise ValueError(f"reasoning_rl.group_size={self.group_size}: a group of one has no advantage, give at least 2")
+    if self.questions_per_rollout % self.minibatches:
+      raise ValueError(f"reasoning_rl.questions_per_rollout={self.questions_per_rollout} must be a multiple of"
+                       f" minibatches={self.minibatches}")
+    rows = self.questions_per_rollout // self.minibatches * self.group_size
+    if rows % self.micro_batches:
+      raise ValueError(f"reasoning_rl: {rows} answers of a minibatch are not a multiple of"
+                       f" micro_batches={self.micro_batches}")
+    if self.reference_refresh % self.minibatches:
+      raise ValueError(f"reasoning_rl.reference_refresh={self.reference_refresh} must be a multiple of minibatches="
+                       f"{self.minibatches}: the reference does not change within a rollout")
+    if self.truncated not in rollout.TRUNCATED:
+      raise ValueError(f"reasoning_rl.truncated={self.truncated!r} is none of {rollout.TRUNCATED}")
+    if self.zero_variance not in ("keep", "drop"):
+      raise ValueError(f"reasoning_rl.zero_variance={self.zero_variance!r} is neither keep nor drop")
+    if self.sampling.temperature == 0:
+      raise ValueError("reasoning_rl.sampling.temperature=0: greedy answers of a group are all the same")
+    if not self.rewards:
+      raise ValueError("reasoning_rl.rewards is empty")
+
+
+def policy_loss(params, batch, *, model: ModelConfig, cfg: RLConfig):
+  """-J of a minibatch: log-probs of the answers under `params`, then grpo.loss."""
+  logp_NT, entropy_NT = train.token_logprobs(params, model, batch.tokens_NT, cfg.sampling.scale)
+  return grpo.loss(logp_NT, entropy_NT, batch, cfg.loss)
+
+
+def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None, console=None):
+  """Improves the policy `params` by its own scored answers and returns the new one."""
+  unknown = sorted(set(cfg.rewards) - set(task.rewards))
+  if unknown:
+    raise ValueError(f"reasoning_rl.rewards: task {task.name} has no {', '.join(unknown)}; it has"
+                     f" {', '.join(task.rewards)}")
+  terms = {name: (weight, task.rewards[name]) for name, weight in cfg.rewards.items()}
+  updates = cfg.rollouts * cfg.minibatches
+  tx = optimizer.make(cfg.optimizer, updates)
+  rate = optimizer.schedule(cfg.optimizer, updates)
+  update = train.compiled_step(lambda params, batch: policy_loss(params, batch, model=model, cfg=cfg), tx,
+                               cfg.micro_batches)
+  score = lambda params, token_NT: train.score(params, token_NT, model=model, temperature=cfg.sampling.scale,
+                                               micro_batches=cfg.minibatches * cfg.micro_batches)
+
+  def advance(state, unit):
+    began = time.monotonic()
+    problems = [task.problem(i) for i in data.positions(unit, cfg.questions_per_rollout, task.size, seed)]
+    rollouts = rollout.sample(state.params, problems, cfg.group_size, model=model, tokenizer=task.tokenizer,
+                              cfg=cfg.sampling, seed=seed, step=unit, prompts_at_once=cfg.prompts_at_once)
+    sampled = time.monotonic()
+    reward_N, parts = rollout.score(rollouts, terms, cfg.truncated)
+    adv_N, valid_N, same_N = advantages(cfg, reward_N, rollouts.truncated_N, seed, unit)
+    rewarded = time.monotonic()
+
+    batch = rollout.to_batch(rollouts, adv_N, valid_N)
+    if cfg.loss.kl_coef:
+      batch = batch.replace(ref_logp_NT=np.asarray(score(state.ref_params, batch.tokens_NT)))
+    if cfg.minibatches > 1:    # with one update the policy is the one that sampled: its ratio is 1
+      batch = batch.replace(old_logp_NT=np.asarray(score(state.params, batch.tokens_NT)))
+    first_step, total = unit * cfg.minibatches, None
+    for rows in minibatches(cfg, seed, unit):
+      state, metrics = update(state, jax.tree.map(lambda x, rows=rows: x[rows], batch))
+      total = metrics if total is None else {k: total[k] + m for k, m in metrics.items()}
+    if cfg.reference_refresh and (first_step + cfg.minibatches) % cfg.reference_refresh == 0:
+      state = state.replace(ref_params=jax.tree.map(jnp.copy, state.params))
+
+    row = summary(rollouts, reward_N, parts, same_N) | {k: float(m.value()) for k, m in total.items()}
+    ended = time.monotonic()
+    row |= {"lr": float(rate(first_step)), "tokens_per_s": sum(map(len, rollouts.answers)) / (ended - began),
+            "seconds/rollout": sampled - began, "seconds/reward": rewarded - sampled,
+            "seconds/update": ended - rewarded}
+    if cfg.eval_every and (unit + 1) % cfg.eval_every == 0 or unit + 1 == cfg.rollouts:
+      row |= {f"eval/{k}": v for k, v in evaluate.greedy(
+        state.params, task, model=model, max_tokens=cfg.sampling.max_tokens).items()}
+    table = rollout.table(rollouts, reward_N, parts, adv_N, stage="reasoning_rl", step=first_step)
+    return state, [(first_step, row)], (first_step, table)
+
+  state = train.init_state(params, tx, reference=cfg.loss.kl_coef > 0)
+  return loop.run("reasoning_rl", folder, state, advance, units=cfg.rollouts, save=cfg.checkpoint, stop=stop,
+                  console=console).params
+
+
+def advantages(cfg: RLConfig, reward_N, truncated_N, seed: int, unit: int):
+  """(advantage, valid, whether the group's rewards agree), each [N], of a whole rollout."""
+  shape = (cfg.questions_per_rollout, cfg.group_size)
+  valid_N = np.where(truncated_N, 0.0, 1.0) if cfg.truncated == "masked" else np.ones(len(reward_N))
+  valid_BG, reward_BG = jnp.asarray(valid_N.reshape(shape), jnp.float32), jnp.asarray(reward_N.reshape(shape))
+  key = jax.random.fold_in(jax.random.key(seed), unit)
+  adv_N = np.asarray(grpo.advantages(reward_BG, valid_BG, cfg.loss, key)).reshape(-1)
+  same_N = np.repeat(np.asarray(jax.vmap(grpo.agree)(reward_BG, valid_BG)), cfg.group_size)
+  if cfg.zero_variance == "drop":
+    valid_N = np.where(same_N, 0.0, valid_N)
+  return adv_N, valid_N, same_N
+
+
+def minibatches(cfg: RLConfig, seed: int, unit: int):
+  """Row numbers of each minibatch: questions in random order, each with its whole group."""
+  order = np.random.default_rng([seed, unit, 1]).permutation(cfg.questions_per_rollout)
+  for questions in np.split(order, cfg.minibatches):
+    yield (np.sort(questions)[:, None] * cfg.group_size + np.arange(cfg.group_size)).reshape(-1)
+
+
+def summary(rollouts, reward_N, parts, same_N) -> dict[str, float]:
+  """What the rollout looked like, as means over its answers. Verdicts are shares of all answers."""
+  length_N = np.asarray([len(a) for a in rollouts.answers], np.float32)
+  out = {"reward": reward_N.mean(), "length": length_N.mean(), "truncated_share": rollouts.truncated_N.mean(),
+         "zero_variance_share": same_N.mean()}
+  for name in parts[0]:
+    out[f"reward/{name}"] = np.mean([p[name].value for p in parts])
+  if "accuracy" in parts[0]:
+    verdicts = np.asarray([p["accuracy"].verdict for p in parts])
+    out["accuracy"] = (verdicts == "correct").mean()
+    out |= {f"verdict/{v}": (verdicts == v).mean() for v in np.unique(verdicts)}
+    for name, rows in (("correct", verdicts == "correct"), ("wrong", verdicts != "correct")):
+      if rows.any():
+        out[f"length/{name}"] = length_N[rows].mean()
+  return {k: float(v) for k, v in out.items()}

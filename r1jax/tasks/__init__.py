@@ -1,0 +1,41 @@
+"""A task is a file: prompts, gold answers, rewards. It has a frozen `Config` and `make(cfg, data) -> types.Task`.
+
+A task of your own is the path of such a file in place of a name: `c.task = dict(name="my/task.py", ...)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from r1jax.tasks import gsm8k, multiplication, parity
+
+TASKS = dict(parity=parity, multiplication=multiplication, gsm8k=gsm8k)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Files that the user gives; a task that generates its problems needs none."""
+  train: str | None = None       # JSONL of training problems
+  test: str | None = None        # JSONL of held-out problems
+  tokenizer: str | None = None   # a tokenizer.json; None: the task's own
+  end_token: str | None = None   # what ends an answer in that tokenizer; None: found among the usual names
+
+
+def find(name: str) -> ModuleType:
+  """The task's module, by name or by the path of a Python file."""
+  if name in TASKS:
+    return TASKS[name]
+  if not name.endswith(".py"):
+    raise ValueError(f"task.name={name!r} is none of {', '.join(TASKS)}, nor the path of a .py file")
+  if not Path(name).is_file():
+    raise ValueError(f"task.name={name!r}: no such file")
+  spec = importlib.util.spec_from_file_location(f"r1jax_task_{Path(name).stem}", name)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  for part in ("Config", "make"):
+    if not hasattr(module, part):
+      raise ValueError(f"task.name={name!r}: the file has no {part}")
+  return module
