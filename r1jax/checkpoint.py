@@ -1,8 +1,8 @@
 """Checkpoints: Orbax, asynchronous, the last K kept; a damaged one is set aside and the one before it is used.
 
-A checkpoint holds the TrainState and a small JSON of the rest (position in the data, checksums of all arrays). Orbax writes
-into a temporary folder and renames it, so that a killed process leaves no half checkpoint under a final name; checksums
-find the others: truncated, overwritten, flipped bits.
+A checkpoint holds the TrainState and a small JSON of the rest (position in the data, checksums of all arrays). Orbax
+writes into a temporary folder and renames it, so that a killed process leaves no half checkpoint under a final name;
+checksums find the others: truncated, overwritten, flipped bits.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Checkpoints:
   def restore(self, abstract: Any, step: int | None = None) -> tuple[int, Any, dict] | None:
     """(step, state, meta) of the newest whole checkpoint, or of `step`; None if there is none at all.
 
-    abstract: the state's shapes and dtypes. Damaged checkpoints are moved to a folder beside, with a warning; if `step` was
-    asked for by number, or none is left, that is a ValueError.
+    abstract: the state's shapes and dtypes. Damaged checkpoints are moved to a folder beside, with a warning; if
+    `step` was asked for by number, or none is left, that is a ValueError.
     """
     tried = []
     for number in reversed(self.steps()) if step is None else [step]:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from r1jax.rewards.accuracy import check_gold
+from r1jax.types import Problem
+
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
   """(1-based line number, object) for each line of a JSONL file, streamed.
@@ -38,6 +41,30 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
       yield number, row
   if not row_count:
     raise ValueError(f"{path}:1: the file is empty")
+
+
+def read_problems(path: str | Path, template: str) -> list[Problem]:
+  """Problems of a JSONL file: `prompt` (taken as it is) or `question` / `problem` (put into `template` at
+  {question}), and `answer`, a string or a number; of a worked answer, what follows its last `####`. id = line index.
+
+  ValueError `path:line: reason` for a line that lacks one of them or whose answer cannot be matched.
+  """
+  problems = []
+  for number, row in read_jsonl(path):
+    keys = [k for k in ("prompt", "question", "problem") if isinstance(row.get(k), str) and row[k].strip()]
+    answer = row.get("answer")
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+      answer = str(answer)
+    if not keys or not isinstance(answer, str) or not answer.strip():
+      raise ValueError(f"{path}:{number}: needs 'prompt' or 'question', and 'answer', all non-empty")
+    prompt = row[keys[0]] if keys[0] == "prompt" else template.replace("{question}", row[keys[0]].strip())
+    problem = Problem(number - 1, prompt, answer.rpartition("####")[2].strip())
+    try:
+      check_gold(problem)
+    except ValueError as error:
+      raise ValueError(f"{path}:{number}: {error}") from error
+    problems.append(problem)
+  return problems
 
 
 def positions(step: int, count: int, size: int | None, seed: int) -> list[int]:

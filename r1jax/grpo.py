@@ -1,4 +1,4 @@
-"""Group relative policy optimisation, the objective of DeepSeek-R1 (Nature 2025, Methods, eq. 1-3; arXiv 2501.12948 v2).
+"""Group relative policy optimisation: DeepSeek-R1's objective (Nature 2025, Methods, eq. 1-3; arXiv 2501.12948 v2).
 
   J = E (1/G) sum_i [ min(rho_i A_i, clip(rho_i, 1 - eps, 1 + eps) A_i) - beta D_KL ]
   D_KL = pi_ref / pi - log(pi_ref / pi) - 1,      A_i = (r_i - mean(r)) / std(r)
@@ -114,7 +114,7 @@ def kl_k3(logp_T, ref_logp_T):
 # --- aggregation: tokens [N, T] and their mask -> Mean, by name
 
 def sequence_mean_token_mean(x_NT, mask_NT, divisor):
-  """(1/G) sum_i (1/|o_i|) sum_t: DeepSeekMath (2402.03300), the usual reading of R1. A long answer's token counts less."""
+  """(1/G) sum_i (1/|o_i|) sum_t: DeepSeekMath (2402.03300), the usual reading of R1. Long answers are not louder."""
   del divisor
   tokens_N = mask_NT.sum(1)
   per_sequence_N = (x_NT * mask_NT).sum(1) / jnp.maximum(tokens_N, 1)

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorboardX
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 
 class Writer:
@@ -86,13 +87,24 @@ def read(path: Path) -> list[dict]:
 
 def progress(console: Console | None = None) -> Progress:
   """The live line: what runs, how far, the numbers to watch, time left."""
-  return Progress(TextColumn("[bold]{task.description}"), BarColumn(bar_width=20), TextColumn("{task.completed}/{task.total}"),
-                  TextColumn("{task.fields[numbers]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-                  console=console, refresh_per_second=2)
+  return Progress(TextColumn("[bold]{task.description}"), BarColumn(bar_width=10),
+                  TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[numbers]}"),
+                  TimeRemainingColumn(compact=True), TextColumn("left"), console=console, refresh_per_second=2)
 
 
 def line(row: dict[str, float]) -> str:
   """The numbers of the live line, in a fixed order, those that the row has."""
-  shown = dict(loss="loss {:.3f}", reward="reward {:.2f}", accuracy="acc {:.2f}", length="len {:.1f}", kl="kl {:.4f}",
-               entropy="ent {:.2f}", tokens_per_s="{:.0f} tok/s")
-  return "  ".join(form.format(row[name]) for name, form in shown.items() if name in row)
+  shown = dict(reward="rew {:.2f}", accuracy="acc {:.2f}", length="len {:.1f}", kl="kl {:.3f}", entropy="ent {:.2f}",
+               tokens_per_s="{:,.0f} tok/s")
+  if "reward" not in row:
+    shown = dict(loss="loss {:.3f}") | shown
+  return " ".join(form.format(row[name]) for name, form in shown.items() if name in row)
+
+
+def print_rows(console: Console, rows) -> None:
+  """A table on the terminal; the first row is its header."""
+  head, *rest = rows
+  table = Table(*map(str, head))
+  for row in rest:
+    table.add_row(*map(str, row))
+  console.print(table)

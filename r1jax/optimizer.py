@@ -1,4 +1,4 @@
-"""AdamW with warm-up, schedule and gradient clipping, from a config. DeepSeek publishes none of it for RL but the rate."""
+"""AdamW with warm-up, schedule and gradient clipping, from a config. For RL, DeepSeek publishes the rate only."""
 
 from __future__ import annotations
 

@@ -6,21 +6,17 @@ tensorboard), result.json, report.html. Run again on the same folder, it goes on
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import logging
 import os
 import time
 from pathlib import Path
 
 import jax
 import ml_collections
-import optax
 from rich.console import Console
-from rich.table import Table
 
 from r1jax import config as configs
-from r1jax import report, sharding, tasks
+from r1jax import metrics, optimizer, report, sharding, tasks, train
 from r1jax.checkpoint import Checkpoints
 from r1jax.config import RunConfig
 from r1jax.evals import evaluate
@@ -47,7 +43,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | 
   mesh = sharding.make_mesh(cfg.mesh)
   with jax.set_mesh(mesh):
     tree = transformer.params(model)
-    console.print(f"{cfg.name}: {param.count(tree):,} parameters, {mesh.size} {jax.default_backend()} device(s), {workdir}")
+    console.print(f"{cfg.name}: {param.count(tree):,} parameters on {mesh.size} {jax.default_backend()} device(s)")
     params = jax.jit(lambda key: transformer.init(model, key), out_shardings=sharding.shardings(mesh, tree))(
       jax.random.key(cfg.seed))
     result = {}
@@ -60,13 +56,23 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | 
   result["seconds/total"] = _seconds(workdir, time.monotonic() - began)
   _write_json(workdir / "result.json", result)
   page = report.write(workdir)
-  _print_table(console, report.summary(workdir))
-  console.print(f"report: {page}")
+  metrics.print_rows(console, report.summary(workdir))
+  console.print(f"report: {page}", soft_wrap=True)
   return result
 
 
 def make_task(config: ml_collections.ConfigDict, cfg: RunConfig) -> Task:
   return tasks.find(config.task.name).make(cfg.task, cfg.data)
+
+
+def answer_tokens(cfg: RunConfig) -> int:
+  """The longest answer that this run samples."""
+  return cfg.reasoning_rl.sampling.max_tokens if cfg.reasoning_rl else 256
+
+
+def freeze_folder(workdir: str | Path) -> RunConfig:
+  """The frozen config of the run in a folder."""
+  return configs.freeze(read_config(Path(workdir)))
 
 
 def load_policy(workdir: str | Path, stage: str = "", step: int | None = None):
@@ -95,11 +101,10 @@ def load_policy(workdir: str | Path, stage: str = "", step: int | None = None):
 
 def abstract_state(cfg: RunConfig, stage: str, model: transformer.ModelConfig):
   """Shapes of a stage's TrainState, to restore its checkpoint with."""
-  from r1jax import optimizer, train
   section = getattr(cfg, stage)
   reference = stage == "reasoning_rl" and section.loss.kl_coef > 0
-  state = jax.eval_shape(lambda key: train.init_state(transformer.init(model, key), optimizer.make(section.optimizer, 1),
-                                                      reference), jax.random.key(0))
+  tx = optimizer.make(section.optimizer, 1)
+  state = jax.eval_shape(lambda key: train.init_state(transformer.init(model, key), tx, reference), jax.random.key(0))
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), state)
 
@@ -134,8 +139,7 @@ def _ends(which: str, params, cfg: RunConfig, task: Task, model, workdir: Path, 
   if path.exists():
     return json.loads(path.read_text())
   console.print(f"evaluating the {which} policy")
-  last = getattr(cfg, cfg.stages[-1])
-  tokens = last.sampling.max_tokens if hasattr(last, "sampling") else 256
+  tokens = answer_tokens(cfg)
   common = dict(model=model, prompts_at_once=cfg.eval.prompts_at_once)
   out = evaluate.greedy(params, task, max_tokens=tokens, problems=cfg.eval.problems, **common)
   path.parent.mkdir(exist_ok=True)
@@ -144,8 +148,7 @@ def _ends(which: str, params, cfg: RunConfig, task: Task, model, workdir: Path, 
       params, task, task.held_out[:cfg.eval.problems or None], cfg.eval.samples, seed=cfg.seed,
       cfg=SampleConfig(tokens, cfg.eval.temperature, cfg.eval.top_p), **common)
     out |= sampled
-    from r1jax.metrics import write_table
-    write_table(path.with_suffix(".parquet"), table)
+    metrics.write_table(path.with_suffix(".parquet"), table)
   out = {f"{which}/{k}": v for k, v in out.items()}
   _write_json(path, out)
   return out
@@ -167,11 +170,3 @@ def _flat(tree: dict, path: str = "") -> dict:
 def _write_json(path: Path, value) -> None:
   path.with_suffix(".tmp").write_text(json.dumps(value, indent=1))
   os.replace(path.with_suffix(".tmp"), path)
-
-
-def _print_table(console: Console, rows) -> None:
-  head, *rest = rows
-  table = Table(*[str(h) for h in head])
-  for row in rest:
-    table.add_row(*row)
-  console.print(table)

@@ -55,7 +55,7 @@ def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
 
 
 def shard(x, *axes: str | None):
-  """Pins an activation's logical axes to the mesh of `with jax.set_mesh(mesh)`; outside, or on one device, does nothing."""
+  """Pins an activation's logical axes to the mesh of `with jax.set_mesh(mesh)`; no effect outside, or on one device."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x

@@ -11,7 +11,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 END = "<|end|>"
 # what released tokenizers call the token that ends an answer
-KNOWN_ENDS = (END, "<|im_end|>", "<|eot_id|>", "<｜end▁of▁sentence｜>", "<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
+KNOWN_ENDS = (END, "<|im_end|>", "<|eot_id|>", "<｜end▁of▁sentence｜>", "<|endoftext|>", "</s>", "<eos>",
+              "<|end_of_text|>")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from r1jax import report
+from r1jax.report import folder
+from r1jax.report import page as pages
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \u2028 \u202e"
 
@@ -37,7 +39,7 @@ def rl_rows(steps=60):
   return [{"step": i, "seconds": 1.5 * i, "reward": 0.5 + i / 200, "accuracy": 0.4 + i / 200,
            "length": 9 + i / 10, "reward/format": 1.0, "kl": 0.001 * i, "entropy": 0.5, "verdict/wrong": 0.1,
            "novel_metric": i,
-           **({"eval/greedy_accuracy": 0.5, "eval/length": 10.0} if i % 20 == 0 else {})}
+           **({"eval/greedy_accuracy": 0.5, "eval/greedy_length": 10.0} if i % 20 == 0 else {})}
           for i in range(steps)]
 
 
@@ -74,7 +76,7 @@ def test_a_whole_run_is_one_self_contained_page(run):
     assert text in page, text
   assert "<b>unfinished</b>" not in page and "Notes on the files" not in page
   shown = [int(step) for step in re.findall(r"<summary>Step (\d+)", page)]
-  assert len(shown) == report.SAMPLED_STEPS and shown[0] == 0 and shown[-1] == 54
+  assert len(shown) == pages.SAMPLED_STEPS and shown[0] == 0 and shown[-1] == 54
 
 
 def test_every_metric_is_drawn_once_and_eval_points_are_marked(run):
@@ -146,16 +148,16 @@ def test_nan_is_a_gap_in_the_curve_and_a_warning(run):
 def test_long_runs_are_drawn_with_few_points_that_keep_the_spikes():
   rows = [{"step": i, "grad_norm": 1.0} for i in range(20_000)]
   rows[777]["grad_norm"] = 900.0
-  drawn = report.curve(rows, "grad_norm")
+  drawn = pages.curve(rows, "grad_norm")
   assert len(drawn["x"]) == len(drawn["hi"]) == 500
   assert max(drawn["hi"]) == 900.0 and max(drawn["y"]) == pytest.approx(1 + 899 / 40, rel=1e-4)
-  assert "20,000 logged steps" in report.Figures().all(0, rows)
+  assert "20,000 logged steps" in pages.Figures().all(0, rows)
 
 
 def test_a_resumed_run_has_one_history(tmp_path):
   lines = [dict(step=1, x=1), dict(step=2, x=2), dict(step=3, x=3), dict(step=2, x=20), dict(step=2, y=5)]
   write_rows(tmp_path, "s", lines)
-  rows = report.read_rows(tmp_path / "s" / "metrics.jsonl", [])
+  rows = folder.read_rows(tmp_path / "s" / "metrics.jsonl", [])
   assert rows == [dict(step=1, x=1), dict(step=2, x=20, y=5)]
 
 

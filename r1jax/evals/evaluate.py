@@ -1,4 +1,5 @@
-"""Samples a policy on held-out problems and scores it. R1 samples k answers at T 0.6, top-p 0.95; greedy is for small tasks."""
+"""Samples a policy on held-out problems and scores it. R1 samples k answers at T 0.6, top-p 0.95; greedy is for
+small tasks."""
 
 from __future__ import annotations
 

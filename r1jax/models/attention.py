@@ -1,6 +1,6 @@
 """Grouped-query attention (2305.13245): H query heads share K key/value heads, R = H / K each.
 
-Keys and values are laid out [N, K, T, C] so that the decode step reads the cache as it lies. Scores and softmax are f32.
+Keys and values are laid out [N, K, T, C]: the decode step reads the cache as it lies. Scores and softmax are f32.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from r1jax.models import attention, layers, param
 from r1jax.models.param import Param, normal
 from r1jax.sharding import shard
 
-REMAT = ("none", "layer")
+# what the backward pass recomputes: nothing; all but matmul results (less memory traffic, so faster too); whole layers
+REMAT = ("none", "elementwise", "layer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class ModelConfig:
   norm_eps: float = 1e-6
   tied_head: bool = True         # the head is the embedding, transposed
   dtype: str = "float32"
-  remat: str = "none"            # layer: recompute each layer in the backward pass
+  remat: str = "elementwise"     # one of REMAT; changes time and memory, not results
   logit_chunk: int = 2048        # tokens whose [chunk, V] logits exist at one time
 
   def __post_init__(self):
@@ -98,8 +99,9 @@ def forward(p, cfg: ModelConfig, token_NT, position_NT, attend=attention.causal,
     x_NTD = shard(x_NTD + layers.swiglu(w["ffn"], h_NTD), "batch", None, "embed_act")
     return x_NTD, (kv if keep_kv else None)
 
-  if cfg.remat == "layer":
-    layer = jax.checkpoint(layer)
+  if cfg.remat != "none":
+    keep = dict(layer=None, elementwise=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    layer = jax.checkpoint(layer, policy=keep[cfg.remat])
   x_NTD, kv = jax.lax.scan(layer, x_NTD, (p["layers"], cache))
   return layers.rms_norm(x_NTD, p["final_norm"], cfg.norm_eps), kv
 

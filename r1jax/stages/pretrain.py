@@ -1,7 +1,7 @@
 """The base policy: next-token prediction on a task's demonstrations, from random weights.
 
-In the paper this is DeepSeek-V3-Base, 14.8T tokens away; here it is a mixture that holds the long behaviour at a small rate,
-which is what RL needs to find (2510.11495). The loss is on the answer's tokens: the prompts are random.
+In the paper this is DeepSeek-V3-Base, 14.8T tokens away; here it is a mixture that holds the long behaviour at a small
+rate, which is what RL needs to find (2510.11495). The loss is on the answer's tokens: the prompts are random.
 """
 
 from __future__ import annotations

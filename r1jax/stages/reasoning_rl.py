@@ -1,7 +1,7 @@
-"""Reasoning RL as in DeepSeek-R1-Zero (Nature 2025, Methods, "Training details of DeepSeek-R1-Zero"; arXiv 2501.12948 v2, 2.1).
+"""Reasoning RL as in DeepSeek-R1-Zero (Nature 2025, Methods, "Training details of DeepSeek-R1-Zero").
 
-One rollout: Q questions x G answers, rewards, advantages; then the questions, with their whole groups, are split at random into
-M minibatches, one update each, one inner epoch. R1-Zero: Q 512, G 16, M 16 (32 questions an update), the KL
+One rollout: Q questions x G answers, rewards, advantages; then the questions, with their whole groups, are split at
+random into M minibatches, one update each, one inner epoch. R1-Zero: Q 512, G 16, M 16 (32 questions an update), the KL
 reference replaced by the policy every 400 updates.
 Left open by the paper and decided here: "randomly split" is by question; advantages are taken before the split.
 """
@@ -31,14 +31,14 @@ class RLConfig:
   optimizer: OptimizerConfig
   loss: LossConfig
   sampling: SampleConfig
-  rewards: dict[str, float]              # weight of each of the task's rewards; R1-Zero: accuracy and format, the same
+  rewards: dict[str, float]              # weight of each; R1-Zero: accuracy + format, the same
   rollouts: int                          # updates = rollouts * minibatches; R1-Zero: 650 * 16
   questions_per_rollout: int             # R1-Zero: 512
   group_size: int                        # answers to a question; R1-Zero: 16
   minibatches: int = 1                   # updates per rollout; R1-Zero: 16
-  micro_batches: int = 1                 # parts of a minibatch whose gradients are added up; changes memory, not results
+  micro_batches: int = 1                 # parts of a minibatch, gradients added up; changes memory, not results
   prompts_at_once: int = 0               # questions sampled together; 0: all. Changes memory, not results
-  reference_refresh: int = 400           # updates after which the reference becomes the policy; 0: never. R1: 400
+  reference_refresh: int = 400           # updates, then the reference becomes the policy; 0: never. R1: 400
   truncated: str = "wrong"               # rollout.score
   zero_variance: str = "keep"            # groups whose rewards agree: keep (KL acts on them) or drop from the loss
   eval_every: int = 10                   # rollouts between greedy evaluations on held-out problems; 0: only at the ends
@@ -118,7 +118,7 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     row |= {"lr": float(rate(first_step)), "tokens_per_s": sum(map(len, rollouts.answers)) / (ended - began),
             "seconds/rollout": sampled - began, "seconds/reward": rewarded - sampled,
             "seconds/update": ended - rewarded}
-    if cfg.eval_every and (unit + 1) % cfg.eval_every == 0 or unit + 1 == cfg.rollouts:
+    if (cfg.eval_every and (unit + 1) % cfg.eval_every == 0) or unit + 1 == cfg.rollouts:
       row |= {f"eval/{k}": v for k, v in evaluate.greedy(
         state.params, task, model=model, max_tokens=cfg.sampling.max_tokens).items()}
     table = rollout.table(rollouts, reward_N, parts, adv_N, stage="reasoning_rl", step=first_step)

@@ -1,9 +1,9 @@
 """Parity of d bits, from a mixture of short and long demonstrations (2510.11495): R1-Zero's curve on a laptop.
 
 A prompt is d bits and ":", the answer is whether their sum is odd. The base policy reads demonstrations of which most
-answer at once (for a small transformer a guess: parity has no shortcut) and few write the running parity down first, bit
-by bit. So greedily it answers at once, at chance; sampled, it sometimes thinks, and is then right. RL sees right and wrong
-answers only, no demonstration, and finds that thinking pays: accuracy goes up because answers grow longer.
+answer at once (for a small transformer a guess: parity has no shortcut) and few write the running parity down first,
+bit by bit. So greedily it answers at once, at chance; sampled, it sometimes thinks, and is then right. RL sees right
+and wrong answers only, no demonstration, and finds that thinking pays: accuracy goes up because answers grow longer.
 
   direct    0110:<think></think><answer>0</answer>
   long      0110:<think>0100</think><answer>0</answer>
@@ -13,6 +13,7 @@ answers only, no demonstration, and finds that thinking pays: accuracy goes up b
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class Config:
     if min(self.p_long, self.p_untagged) < 0 or self.p_long + self.p_untagged > 1:
       raise ValueError(f"task.p_long={self.p_long} and p_untagged={self.p_untagged} are shares of one whole")
     if not 0 < self.held_out <= 2 ** (self.bits - 1):
-      raise ValueError(f"task.held_out={self.held_out} must be at least 1 and at most half of the 2^{self.bits} strings")
+      raise ValueError(f"task.held_out={self.held_out} must be within 1 and half of the 2^{self.bits} strings")
 
 
 def make(cfg: Config, data) -> Task:
@@ -49,17 +50,17 @@ def make(cfg: Config, data) -> Task:
   return Task(
     name="parity",
     tokenizer=symbol_tokenizer(["0", "1", ":", *TAGS]),
-    problem=lambda i: _problem(i, _bits(cfg, TRAIN, i, kept_out)),
+    problem=lambda i: _problem(i, _draw(cfg, TRAIN, i, kept_out)[0]),
     size=None,
     held_out=tuple(_problem(i, bits) for i, bits in enumerate(held_out)),
     rewards=dict(accuracy=exact_accuracy, format=think_answer_format),
-    demonstration=lambda i: demonstration(_bits(cfg, DEMONSTRATION, i, kept_out), _kind(cfg, i)),
+    demonstration=lambda i: _demonstration(cfg, *_draw(cfg, DEMONSTRATION, i, kept_out)),
   )
 
 
 def running_parity(bits: str) -> str:
   """0110 -> 0100: the parity of each prefix; its last bit is the answer."""
-  return "".join(str(p) for p in np.cumsum([int(b) for b in bits]) % 2)
+  return "".join(itertools.accumulate(bits, lambda parity, bit: "01"[parity != bit]))
 
 
 def demonstration(bits: str, kind: str) -> tuple[str, str]:
@@ -69,6 +70,11 @@ def demonstration(bits: str, kind: str) -> tuple[str, str]:
   if kind == "untagged":
     return f"{bits}:", answer
   return f"{bits}:", f"<think>{thought if kind == 'long' else ''}</think><answer>{answer}</answer>"
+
+
+def _demonstration(cfg: Config, bits: str, u: float) -> tuple[str, str]:
+  kind = "long" if u < cfg.p_long else "untagged" if u < cfg.p_long + cfg.p_untagged else "direct"
+  return demonstration(bits, kind)
 
 
 def _problem(i: int, bits: str) -> Problem:
@@ -85,15 +91,11 @@ def _held_out(cfg: Config) -> list[str]:
   return [f"{n:0{cfg.bits}b}" for n in numbers]
 
 
-def _bits(cfg: Config, stream: int, i: int, kept_out: set[str]) -> str:
-  """Bit string i of a stream, drawn anew while it is one of those kept out."""
+def _draw(cfg: Config, stream: int, i: int, kept_out: set[str]) -> tuple[str, float]:
+  """Item i of a stream: a bit string, drawn anew while it is one of those kept out, and a number in [0, 1)."""
   rng = np.random.default_rng([cfg.seed, stream, i])
+  u = rng.random()
   while True:
     bits = f"{int(rng.integers(0, 2**cfg.bits)):0{cfg.bits}b}"
     if bits not in kept_out:
-      return bits
-
-
-def _kind(cfg: Config, i: int) -> str:
-  u = np.random.default_rng([cfg.seed, DEMONSTRATION, i, 1]).random()
-  return "long" if u < cfg.p_long else "untagged" if u < cfg.p_long + cfg.p_untagged else "direct"
+      return bits, u

@@ -1,9 +1,7 @@
-"""A run's folder, read into one page: report.html, which opens from disk and fetches nothing.
+"""The page itself: HTML by Python, curves by report.js from embedded numbers.
 
-The folder may be that of a run in progress or of a killed one. So nothing here trusts a file to be whole:
-what cannot be read becomes a note on the page, never an exception. Sampled text is hostile by nature (a
-policy may write anything), so all text passes through `esc`, and the page's policy header allows no script
-but ours. Drawing is left to report.js; this file decides what there is to draw.
+Sampled text is hostile by nature (a policy may write anything): all text passes through `esc`, and the page's policy
+header allows no script but ours.
 """
 
 from __future__ import annotations
@@ -14,28 +12,27 @@ import hashlib
 import html
 import json
 import math
-import os
-import re
 import statistics
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from r1jax.report.folder import SHARE, Run, Stage, look_at, number, show, summary_of
 
 POINTS = 500          # a curve on the page has no more points than this
 SAMPLED_STEPS = 5     # steps whose answers are shown, first and last among them
 LONG = 400            # characters: longer texts start collapsed
 LONGEST = 8_000       # characters: the middle of a longer text is left out
 
-SHARE = re.compile(r"(?!reward).*(accuracy|pass@|cons@|share|strict|lenient|verdict/)")   # shown in percent
 NAMES = {"accuracy": "training answers", "length": "training answers", "reward": "total", "clip_share": "all",
-         "eval/greedy_accuracy": "held-out, greedy", "eval/length": "held-out, greedy",
+         "eval/greedy_accuracy": "held-out, greedy", "eval/greedy_length": "held-out, greedy",
          "zero_variance_share": "groups that agree", "truncated_share": "answers cut off"}
 HEADLINE = (
   ("Accuracy", ("accuracy", "eval/greedy_accuracy"), "share of answers that are correct"),
-  ("Mean answer length", ("length", "eval/length"), "tokens"),
+  ("Mean answer length", ("length", "eval/greedy_length"), "tokens"),
 )
 CHARTS = (   # title, metrics, what is drawn; what no line names is drawn after these, so nothing is lost
   ("Loss", ("loss",), ""),
@@ -55,156 +52,6 @@ CHARTS = (   # title, metrics, what is drawn; what no line names is drawn after 
   ("Throughput", ("tokens_per_s",), "tokens a second"),
 )
 LOGARITHMIC = ("Sampler against trainer", "Gradient norm", "KL to the reference")   # if values span decades
-
-
-class Stage(NamedTuple):
-  name: str
-  rows: list[dict[str, float | None]]   # one a step, in order; None where the run logged NaN or infinity
-  samples: list[tuple[int, Path]]       # (step, parquet file), in order
-
-
-class Run(NamedTuple):
-  title: str
-  config: dict[str, Any]
-  result: dict[str, Any] | None         # None: the run has not ended
-  stages: list[Stage]
-  notes: list[str]                      # what could not be read
-
-
-def number(value) -> float | None:
-  """A float, or None for what is not a usable one. Beyond 1e30 a float32 run has diverged: as good as NaN."""
-  return float(value) if isinstance(value, int | float) and abs(value) < 1e30 else None
-
-
-def read_json(path: Path, notes: list[str]) -> dict | None:
-  try:
-    value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-  except FileNotFoundError:
-    return None
-  except (OSError, ValueError) as error:
-    value = error
-  if not isinstance(value, dict):
-    notes.append(f"{path.name} could not be read: {value}")
-  return value if isinstance(value, dict) else None
-
-
-def read_rows(path: Path, notes: list[str]) -> list[dict]:
-  """The rows by step. Rows of one step are merged; a step that goes back (a resume) drops what followed."""
-  rows, bad, last = {}, 0, -math.inf
-  for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
-    try:
-      row = json.loads(line) if line.strip() else None
-    except ValueError:
-      row = {}
-    if row is None:
-      continue
-    row = {key: number(value) for key, value in row.items()} if isinstance(row, dict) else {}
-    if row.get("step") is None:
-      bad += 1
-      continue
-    step, row["step"] = row["step"], int(row["step"])
-    if step < last:
-      rows = {s: r for s, r in rows.items() if s < step}
-    last = step
-    rows.setdefault(step, {}).update(row)
-  if bad:
-    notes.append(f"{path.parent.name}/{path.name}: {bad} unreadable line{'s' * (bad > 1)} skipped "
-                 "(a half-written last line is normal while a run goes on)")
-  return list(rows.values())
-
-
-def read(workdir: Path) -> Run:
-  notes: list[str] = []
-  config = read_json(workdir / "config.json", notes)
-  if config is None:
-    notes.append("no readable config.json: stages are listed by name, not in the order they ran")
-    config = {"stages": sorted(path.parent.name for path in workdir.glob("*/metrics.jsonl"))}
-  stages, names = [], config.get("stages")
-  for name in map(str, names if isinstance(names, list) else ()):
-    found = [(int(match[1]), path) for path in (workdir / name / "samples").glob("step_*.parquet")
-             if (match := re.fullmatch(r"step_(\d+)\.parquet", path.name))]
-    stages.append(Stage(name, read_rows(workdir / name / "metrics.jsonl", notes), sorted(found)))
-  title = str(config.get("name") or ", then ".join(stage.name for stage in stages) or workdir.name)
-  return Run(title, config, read_json(workdir / "result.json", notes), stages, notes)
-
-
-def show(key: str, value) -> str:
-  """A number as a person reads it; `key` says its unit."""
-  value = value if isinstance(value, str) else number(value)
-  if value is None or isinstance(value, str):
-    return value or "–"
-  if SHARE.match(key):
-    return f"{100 * value:.1f}%"
-  if key.split("/")[0] == "seconds":
-    hours, minutes = f"{value // 3600:.0f} h {value % 3600 // 60:.0f} min", f"{value / 60:.1f} min"
-    return hours if value >= 3600 else minutes if value >= 60 else f"{value:.3g} s"
-  return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
-
-
-def summary_of(run: Run) -> list[tuple[str, str, str]]:
-  if run.result is None:   # unfinished: the best that there is
-    table = [("so far", "first logged", "last logged")]
-    for stage in run.stages:
-      for key in ("loss", "reward", "accuracy", "length", "eval/greedy_accuracy", "eval/length"):
-        if values := [row[key] for row in stage.rows if row.get(key) is not None]:
-          table.append((f"{stage.name}: {key}", show(key, values[0]), show(key, values[-1])))
-    return table
-  keys = [key.partition("/") for key in run.result]
-  pairs = dict.fromkeys(name for side, _, name in keys if side in ("base", "final"))
-  table = [("", "base", "final")]
-  for name in pairs:
-    label = "mean answer length, tokens" if name == "length" else name.replace("_", " ")
-    table.append((label, *(show(name, run.result[f"{side}/{name}"])
-                  if f"{side}/{name}" in run.result else "" for side in ("base", "final"))))
-  return table + [(key.replace("seconds/", "time, "), "", show(key, run.result[key])) for key in run.result
-                  if key.partition("/")[0] not in ("base", "final")]
-
-
-def summary(workdir: Path) -> list[tuple[str, str, str]]:
-  """The table at the top of the report, as strings; its first row is the header."""
-  return summary_of(read(Path(workdir)))
-
-
-def look_at(rows: list[dict]) -> list[str]:
-  """What the numbers alone say is wrong: [] is good. Compared: the first fifth of the steps and the last."""
-  said = []
-  for key in ("loss", "grad_norm", "reward", "kl"):
-    if broken := [row["step"] for row in rows if key in row and row[key] is None]:
-      said.append(f"{key} was not finite in {len(broken)} step(s), first at step {broken[0]}.")
-
-  def ends(key):   # means of the first and last fifth, and the standard error of their difference
-    values = [row[key] for row in rows if row.get(key) is not None]
-    fifth = len(values) // 5
-    if not fifth:
-      return math.nan, math.nan, math.inf
-    parts = values[:fifth], values[-fifth:]
-    error = math.sqrt(sum(statistics.pvariance(part) / fifth for part in parts)) if fifth > 3 else math.inf
-    return statistics.fmean(parts[0]), statistics.fmean(parts[1]), error
-
-  right_then, right, _ = ends("accuracy")
-  if (share := ends("zero_variance_share")[1]) > 0.8:
-    why = ("the problems have become too easy" if right > 0.9 else "the problems are still too hard"
-           if right < 0.1 else "a problem is solved always or never; larger groups would tell more")
-    said.append(f"{share:.0%} of groups agree and so teach nothing: {why}.")
-  if (share := ends("truncated_share")[1]) > 0.1:
-    said.append(f"{share:.0%} of answers are cut off at the length limit, and are judged unfinished.")
-  then, now, _ = ends("entropy")
-  if now < 0.1 * then:
-    solved = ", as it will on a task that is solved" if right > 0.9 else ": exploring has all but stopped"
-    said.append(f"Entropy fell from {then:.3g} to {now:.3g} nats a token{solved}.")
-  if (gap := ends("mismatch/k3")[1]) > 1e-3:
-    said.append(f"Sampler and trainer disagree (k3 {gap:.2g}; healthy is below 0.001): look for a difference "
-                "in precision, masks or temperature before trusting the curves.")
-  if (share := ends("clip_share")[1]) > 0.2:
-    said.append(f"{share:.0%} of tokens are clipped: updates are too large, or the answers too old.")
-  then, now, error = ends("reward")
-  if now - then < -2 * error:
-    said.append(f"Reward fell, from {then:.3g} to {now:.3g}.")
-  elif now - then <= 2 * error < math.inf and not right > 0.9:
-    said.append(f"Reward is flat: {then:.3g} at the start, {now:.3g} at the end, within its noise.")
-  elif right < right_then - 0.05:
-    said.append(f"Accuracy fell ({right_then:.0%} to {right:.0%}), reward did not: it is earned elsewhere.")
-  return said
 
 
 def curve(rows: list[dict], key: str) -> dict | None:
@@ -357,7 +204,7 @@ def headlines(figures: Figures, stages: list[Stage]) -> str:
           "at it, or focus it and use the arrow keys, to read any other step.</p>")
 
 
-def page(run: Run) -> str:
+def render(run: Run) -> str:
   figures, notes = Figures(), list(run.notes)
   look = [f"{stage.name}: {said}" for stage in run.stages for said in look_at(stage.rows)]
   body = headlines(figures, run.stages) + "".join(
@@ -367,7 +214,7 @@ def page(run: Run) -> str:
   body += "".join(f"<h2>Answers in {esc(name)}</h2>{shown}" for name, shown in samples if shown)
   if not any(shown for _, shown in samples):
     body += '<p class="note">No sample answers were found.</p>'
-  css, js = (resources.files("r1jax").joinpath(name).read_text(encoding="utf-8")
+  css, js = (resources.files("r1jax.report").joinpath(name).read_text(encoding="utf-8")
              for name in ("report.css", "report.js"))
   ours = base64.b64encode(hashlib.sha256(js.encode()).digest()).decode()
   # "<" is the only character by which JSON could leave its script element
@@ -390,12 +237,3 @@ def page(run: Run) -> str:
 {list_html("Notes on the files", notes, "section")}
 <script type="application/json" id="charts">{data}</script><script>{js}</script></body></html>
 """
-
-
-def write(workdir: Path) -> Path:
-  """Writes workdir/report.html from what the folder holds now, and returns its path."""
-  path = Path(workdir) / "report.html"
-  partial = path.with_suffix(".html.partial")   # then renamed: a browser that reloads never sees half a page
-  partial.write_text(page(read(Path(workdir))), encoding="utf-8", errors="replace", newline="\n")
-  os.replace(partial, path)
-  return path

@@ -1,0 +1,1 @@
+"""The commands: r1jax run | eval | sample | report | bench."""

@@ -1,0 +1,57 @@
+"""`r1jax eval --workdir DIR [--data FILE.jsonl]`"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from r1jax.cli import policy
+
+
+def main(argv: list[str]) -> int:
+  parser = argparse.ArgumentParser(
+    prog="r1jax eval", allow_abbrev=False,
+    description="Samples answers of a run's policy and prints pass@k (unbiased), cons@k, strict and lenient accuracy. "
+                "Writes a JSON of the numbers and a Parquet file of all answers.")
+  policy.add_flags(parser, temperature=0.6, top_p=0.95)
+  parser.add_argument("--data", type=Path, metavar="FILE", help="JSONL with prompt or question, and answer, a line each"
+                                                                " (default: the task's held-out problems)")
+  parser.add_argument("--samples", type=int, default=8, metavar="K", help="answers per problem (default 8)")
+  parser.add_argument("--problems", type=int, default=0, metavar="N", help="the first N problems (default: all)")
+  parser.add_argument("--prompts-at-once", type=int, default=128, metavar="N", help="bounds memory (default 128)")
+  parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: WORKDIR/eval)")
+  args = parser.parse_args(argv)
+  if args.samples < 1 or args.problems < 0 or args.prompts_at_once < 1:
+    raise ValueError(f"--samples={args.samples} and --prompts-at-once={args.prompts_at_once} must be at least 1,"
+                     f" --problems={args.problems} not negative")
+  problems = None
+  if args.data:      # read first: a bad line is told before the policy is loaded
+    from r1jax.data import read_problems
+    from r1jax.tasks.gsm8k import TEMPLATE
+    problems = read_problems(args.data, TEMPLATE)
+
+  from r1jax import metrics
+  from r1jax.evals.evaluate import evaluate
+  params, model, task, where, sampling = policy.load(args)
+  problems = list(task.held_out if problems is None else problems)[:args.problems or None]
+  summary, table = evaluate(params, task, problems, args.samples, model=model, cfg=sampling, seed=args.seed,
+                            prompts_at_once=args.prompts_at_once)
+  out = args.out or args.workdir / "eval"
+  out.mkdir(parents=True, exist_ok=True)
+  name = f"{args.data.stem if args.data else task.name}-{where.replace(' ', '-')}"
+  metrics.write_table(out / f"{name}.parquet", table)
+  record = dict(policy=where, problems=len(problems), samples=args.samples, temperature=args.temperature,
+                top_p=args.top_p, top_k=args.top_k, min_p=args.min_p, max_tokens=sampling.max_tokens, seed=args.seed)
+  (out / f"{name}.json").write_text(json.dumps(record | summary, indent=1))
+  console = Console()
+  shown = Table(f"{task.name}: {where}", f"{len(problems)} problems x {args.samples}")
+  for key, value in summary.items():
+    shown.add_row(dict(lenient="lenient pass@1").get(key, f"strict {key}" if "@" in key else key.replace("_", " ")),
+                  f"{value:.4g}")
+  console.print(shown)
+  console.print(f"{out / name}.json and .parquet", soft_wrap=True)
+  return 0

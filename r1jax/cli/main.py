@@ -1,0 +1,58 @@
+"""`r1jax COMMAND`: reads the command line, turns what the user got wrong into one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+
+from r1jax.cpu import keep_memory
+
+COMMANDS = dict(
+  run="train an experiment's stages in a folder; on the same folder again, resume",
+  eval="score a run's policy on its held-out problems or on a JSONL file",
+  sample="stream answers of a run's policy to prompts",
+  report="write report.html of a run's folder, and print its table",
+  bench="measure speed on this machine",
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+  argv = sys.argv[1:] if argv is None else argv
+  parser = argparse.ArgumentParser(
+    prog="r1jax", description="DeepSeek-R1's training system in JAX.", formatter_class=argparse.RawTextHelpFormatter,
+    epilog="commands:\n" + "\n".join(f"  {name:8s}{text}" for name, text in COMMANDS.items())
+    + "\n\n`r1jax COMMAND --help` tells more.")
+  parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
+  if not argv or argv[0] in ("-h", "--help"):
+    parser.print_help()
+    return 0 if argv else 2
+  command = parser.parse_args(argv[:1]).command
+  logging.basicConfig(format="%(message)s", level=logging.WARNING)
+  logging.getLogger("absl").setLevel(logging.ERROR)      # Orbax tells of every save
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  keep_memory()
+  try:
+    return _module(command).main(argv[1:]) or 0
+  except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+    if os.environ.get("R1JAX_DEBUG"):
+      raise
+    print(f"r1jax {command}: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print(f"r1jax {command}: interrupted", file=sys.stderr)
+    return 130
+  except BrokenPipeError:       # | head
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _module(command: str):
+  """Imported when it is asked for: --help and errors need no jax."""
+  import importlib
+  return importlib.import_module(f"r1jax.cli.{command}")
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,75 @@
+"""`r1jax run --config FILE[:ARG] --workdir DIR [--config.KEY=VALUE ...]`"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import io
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+
+
+def main(argv: list[str]) -> int:
+  parser = argparse.ArgumentParser(
+    prog="r1jax run", allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter,
+    description="Trains an experiment's stages in a folder and writes report.html there. Run on the same folder\n"
+                "again, it goes on from the last checkpoint. Ctrl-C finishes the step in hand and saves.",
+    epilog="example:\n  r1jax run --config experiments/r1_zero_parity.py --workdir runs/parity --config.seed=1")
+  parser.add_argument("--config", required=True, metavar="FILE[:ARG]",
+                      help="experiment file with get_config(arg); ARG chooses a variant, e.g. FILE:tiny")
+  parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run; made if it is not there")
+  parser.add_argument("--quiet", action="store_true", help="no live line")
+  parser.add_argument("--config.KEY=VALUE", dest="_", metavar="", help="changes one value: --config.model.layers=4")
+  args, rest = parser.parse_known_args(argv)
+  config = load_config(args.config, rest)
+
+  from r1jax import loop, pipeline
+  console = Console(stderr=True, quiet=args.quiet)
+  with loop.interruptible() as stop:
+    try:
+      pipeline.run(config, args.workdir, stop=stop, console=console)
+    except loop.Interrupted as error:
+      print(f"\n{error}. Go on with the same command:\n  r1jax run {' '.join(argv)}", file=sys.stderr)
+      return 130
+  return 0
+
+
+def load_config(file: str, overrides: list[str]):
+  """The ConfigDict of an experiment file with `--config.key=value` overrides. ValueError for what does not fit."""
+  path = file.partition(":")[0]
+  if not Path(path).is_file():
+    raise FileNotFoundError(f"--config: {path}: no such file")
+  config = _parse([f"--config={file}"])
+  for i, flag in enumerate(overrides):
+    if flag.startswith("--config."):
+      _check_key(config, flag.removeprefix("--config.").partition("=")[0])
+    elif not (i and overrides[i - 1].startswith("--config.") and "=" not in overrides[i - 1]):   # its value
+      raise ValueError(f"unknown argument {flag!r}; see r1jax run --help")
+  return _parse([f"--config={file}", *overrides]) if overrides else config
+
+
+def _parse(argv: list[str]):
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+  try:
+    with contextlib.redirect_stderr(io.StringIO()):
+      values(["r1jax", *argv])
+    return values.config
+  except Exception as error:      # whatever the experiment file raises; the last line says it
+    raise ValueError(f"--config: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _check_key(config, key: str) -> None:
+  """ValueError for a key that the experiment does not have, with the nearest one that it has."""
+  at = config
+  for part in key.split("."):
+    if not isinstance(at, ConfigDict) or part not in at:
+      near = difflib.get_close_matches(part, list(at) if isinstance(at, ConfigDict) else [], 1)
+      raise ValueError(f"--config.{key}: the experiment has no such key"
+                       + (f"; did you mean {near[0]}?" if near else f" ({part})"))
+    at = at[part]
