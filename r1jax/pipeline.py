@@ -38,7 +38,6 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | 
   workdir = Path(workdir)
   _claim(workdir, config)
   task.tokenizer.save(workdir / "tokenizer.json")
-  began = time.monotonic()
   model = configs.with_vocab(cfg, task.tokenizer.vocab)
   mesh = sharding.make_mesh(cfg.mesh)
   with jax.set_mesh(mesh):
@@ -53,7 +52,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | 
       params = STAGES[stage](getattr(cfg, stage), task, workdir / stage, params, model=model, seed=cfg.seed, stop=stop,
                              console=console)
     result |= _ends("final", params, cfg, task, model, workdir, console)
-  result["seconds/total"] = _seconds(workdir, time.monotonic() - began)
+  result |= _seconds(workdir, cfg, result)
   _write_json(workdir / "result.json", result)
   page = report.write(workdir)
   metrics.print_rows(console, report.summary(workdir))
@@ -139,6 +138,7 @@ def _ends(which: str, params, cfg: RunConfig, task: Task, model, workdir: Path, 
   if path.exists():
     return json.loads(path.read_text())
   console.print(f"evaluating the {which} policy")
+  began = time.monotonic()
   tokens = answer_tokens(cfg)
   common = dict(model=model, prompts_at_once=cfg.eval.prompts_at_once)
   out = evaluate.greedy(params, task, max_tokens=tokens, problems=cfg.eval.problems, **common)
@@ -149,15 +149,17 @@ def _ends(which: str, params, cfg: RunConfig, task: Task, model, workdir: Path, 
       cfg=SampleConfig(tokens, cfg.eval.temperature, cfg.eval.top_p), **common)
     out |= sampled
     metrics.write_table(path.with_suffix(".parquet"), table)
-  out = {f"{which}/{k}": v for k, v in out.items()}
+  out = {f"{which}/{k}": v for k, v in out.items()} | {f"seconds/eval_{which}": time.monotonic() - began}
   _write_json(path, out)
   return out
 
 
-def _seconds(workdir: Path, now: float) -> float:
-  """Wall time of the whole run, the processes before this one included."""
-  path = workdir / "result.json"
-  return json.loads(path.read_text())["seconds/total"] if path.exists() else now
+def _seconds(workdir: Path, cfg: RunConfig, result: dict) -> dict[str, float]:
+  """Wall time of each stage, of all processes that worked on it, and of the whole; start-up is not in it."""
+  rows = {stage: metrics.read(workdir / stage / "metrics.jsonl") for stage in cfg.stages}
+  out = {f"seconds/{stage}": r[-1]["seconds"] if r else 0.0 for stage, r in rows.items()}
+  evals = sum(v for k, v in result.items() if k.startswith("seconds/eval"))
+  return out | {"seconds/total": sum(out.values()) + evals}
 
 
 def _flat(tree: dict, path: str = "") -> dict:

@@ -55,7 +55,8 @@ def load_config(file: str, overrides: list[str]):
 
 def _parse(argv: list[str]):
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+  config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True,
+                                  sys_argv=["r1jax", *argv])
   try:
     with contextlib.redirect_stderr(io.StringIO()):
       values(["r1jax", *argv])

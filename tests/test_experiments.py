@@ -1,0 +1,100 @@
+"""Every experiment file runs, small, and leaves what a run must leave."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT, experiment
+
+from r1jax import config, pipeline
+from r1jax.metrics import read
+
+NAMES = sorted(p.stem for p in (ROOT / "experiments").glob("*.py"))
+
+
+def shorter(c):
+  if "pretrain" in c:
+    c.pretrain.steps = 6
+  c.reasoning_rl.rollouts = 2
+  c.eval.problems = 8
+  return c
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_a_few_steps(name, tmp_path, request):
+  c = shorter(experiment(name))
+  if name == "r1_zero_gsm8k":
+    c.data.train, c.data.test = map(str, request.getfixturevalue("gsm8k"))
+  result = pipeline.run(c, tmp_path)
+  assert np.isfinite(result["final/greedy_accuracy"]) and result["seconds/total"] > 0
+  rows = read(tmp_path / "reasoning_rl" / "metrics.jsonl")
+  minibatches = c.reasoning_rl.minibatches
+  assert [row["step"] for row in rows] == [0, minibatches]
+  assert rows[0]["mismatch/max"] < 1e-5 and rows[0]["ratio/max"] == pytest.approx(1, abs=1e-5)
+  if minibatches == 1:       # else the policy has moved within the rollout
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-6)
+  N = c.reasoning_rl.questions_per_rollout * c.reasoning_rl.group_size
+  table = pq.read_table(tmp_path / "reasoning_rl" / "samples" / "step_000000.parquet")
+  assert table.num_rows == N
+  assert {"prompt", "text", "tokens", "gold", "verdict", "reward", "reward/accuracy", "reward/format", "advantage",
+          "logp_mean", "logp_min", "length", "truncated"} <= set(table.column_names)
+  assert [len(t) for t in table["tokens"].to_pylist()] == table["length"].to_pylist()
+  assert "<svg" in (tmp_path / "report.html").read_text() or "data-chart" in (tmp_path / "report.html").read_text()
+  assert json.loads((tmp_path / "config.json").read_text())["name"] == c.name
+  assert list((tmp_path / "reasoning_rl" / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_full_config_is_valid(name):
+  c = experiment(name, None)
+  cfg = config.freeze(c)
+  assert cfg.name == name and cfg.reasoning_rl.loss.clip_high == 10
+
+
+@pytest.mark.parametrize("change, message", [
+  ({"model.dim": 31}, "model.dim=31 must be a multiple of heads=2"),
+  ({"reasoning_rl.group_size": 1}, "group_size=1"),
+  ({"reasoning_rl.minibatches": 3}, "questions_per_rollout=16 must be a multiple of minibatches=3"),
+  ({"reasoning_rl.minibatches": 16, "reasoning_rl.reference_refresh": 20}, "reference_refresh=20"),
+  ({"reasoning_rl.micro_batches": 7}, "micro_batches=7"),
+  ({"reasoning_rl.loss.aggregation": "mean"}, "aggregation='mean' is none of sequence_mean_token_mean"),
+  ({"reasoning_rl.loss.divisor": 3.0}, "divisor=3.0"),
+  ({"reasoning_rl.sampling.top_p": 0.0}, "top_p=0.0"),
+  ({"reasoning_rl.sampling.temperature": 0.0}, "greedy"),
+  ({"reasoning_rl.truncated": "ignored"}, "truncated='ignored'"),
+  ({"reasoning_rl.rewards": {"style": 1.0}}, None),
+  ({"task.p_long": 1.5}, "p_long=1.5"),
+  ({"task.name": "sudoku"}, "task.name='sudoku' is none of parity"),
+  ({"stages": ("pretrain", "rl")}, "'rl' is none of"),
+  ({"pretrain.optimizer.schedule": "step"}, "schedule='step'"),
+  ({"reasoning_rl.questions": 3}, "unknown key reasoning_rl.questions"),
+  ({"reasoning_rl.rollouts": "3"}, "reasoning_rl.rollouts='3' must be of type int"),
+  ({"seed": -1}, "seed=-1"),
+  ({"data": {"train": "x.jsonl"}}, None),
+])
+def test_a_wrong_config_is_refused_before_anything_runs(change, message, tmp_path):
+  c = experiment("r1_zero_parity")
+  for key, value in change.items():
+    *path, last = key.split(".")
+    at = c
+    for part in path:
+      at = at[part]
+    with at.ignore_type():
+      at[last] = value
+  if message is None:        # the task knows, the config alone does not
+    with pytest.raises(ValueError, match=r"style|data"):
+      pipeline.run(c, tmp_path / "run")
+    return
+  with pytest.raises(ValueError) as error:
+    config.freeze(c)
+  assert message in str(error.value)
+
+
+def test_config_arguments():
+  assert config.parse_arg("tiny,bits=8", tiny=False, bits=20).to_dict() == dict(tiny=True, bits=8)
+  assert config.parse_arg(None, tiny=False).tiny is False
+  for wrong in ("small", "bits", "bits=x"):
+    with pytest.raises(ValueError):
+      config.parse_arg(wrong, tiny=False, bits=20)
