@@ -49,7 +49,7 @@ class SampleConfig:
 class SampleState:
   """Between two tokens. Row n = b * G + g."""
   hidden_ND: jax.Array           # the state that predicts the next token
-  cache: DecodeCache
+  cache: tuple[DecodeCache, ...]   # one per layer
   prompt_length_B: jax.Array
   t: jax.Array                   # answer tokens so far, the same for all rows
   done_N: jax.Array
@@ -91,11 +91,12 @@ def prefill(params, model: ModelConfig, prompt_BP, length_B, key_N, max_tokens: 
   B, P = prompt_BP.shape
   N = key_N.shape[0]
   position_BP = jnp.broadcast_to(jnp.arange(P), (B, P))
-  hidden_BPD, kv = transformer.forward(params, model, prompt_BP, position_BP, keep_kv=True)
+  hidden_BPD, kv = transformer.forward(params, model, prompt_BP, position_BP, keep=True)
   last_BD = jnp.take_along_axis(hidden_BPD, (length_B - 1)[:, None, None], axis=1)[:, 0]
-  own = jnp.zeros((model.layers, N, model.kv_heads, max_tokens, model.head_dim), kv.k.dtype)
+  own = lambda: jnp.zeros((N, model.kv_heads, max_tokens, model.head_dim), kv.k.dtype)
+  cache = tuple(DecodeCache(prompt=KV(kv.k[i], kv.v[i]), own=KV(own(), own())) for i in range(model.layers))
   return SampleState(
-    hidden_ND=jnp.repeat(last_BD, N // B, axis=0), cache=DecodeCache(prompt=kv, own=KV(own, own)),
+    hidden_ND=jnp.repeat(last_BD, N // B, axis=0), cache=cache,
     prompt_length_B=length_B, t=jnp.int32(0), done_N=jnp.zeros(N, bool), key_N=key_N,
     token_NA=jnp.full((N, max_tokens), end_id, jnp.int32), logp_NA=jnp.zeros((N, max_tokens)),
     length_N=jnp.zeros(N, jnp.int32))
@@ -115,13 +116,11 @@ def decode_one(params, model: ModelConfig, cfg: SampleConfig, end_id: int, state
 
   position_N = jnp.repeat(state.prompt_length_B, N // state.prompt_length_B.shape[0]) + t
   attend = functools.partial(attention.decode, state.prompt_length_B, t)
-  hidden_N1D, new = transformer.forward(params, model, token_N[:, None], position_N[:, None], attend, state.cache,
-                                        keep_kv=True)
-  write = lambda old, x: jax.lax.dynamic_update_slice(old, x, (0, 0, 0, t, 0))
-  own = KV(write(state.cache.own.k, new.k), write(state.cache.own.v, new.v))
+  hidden_N1D, cache = transformer.forward(params, model, token_N[:, None], position_N[:, None], attend, state.cache,
+                                          keep=True)
   column = lambda old, x: jax.lax.dynamic_update_slice(old, x[:, None], (0, t))
   return state.replace(
-    hidden_ND=hidden_N1D[:, 0], cache=state.cache.replace(own=own), t=t + 1,
+    hidden_ND=hidden_N1D[:, 0], cache=cache, t=t + 1,
     done_N=state.done_N | (token_N == end_id), token_NA=column(state.token_NA, token_N),
     logp_NA=column(state.logp_NA, jnp.where(state.done_N, 0.0, logp_N)),
     length_N=state.length_N + ~state.done_N)

@@ -57,8 +57,8 @@ def byte_tokenizer() -> Tokenizer:
 
 def symbol_tokenizer(symbols: Sequence[str]) -> Tokenizer:
   """One token for each symbol ("0", "<think>"), longest first, and the end token. Other text is an error."""
-  vocab = {s: i for i, s in enumerate([*symbols, END])}
-  if len(vocab) != len(symbols) + 1:
+  vocab = {s: i for i, s in enumerate(symbols)}     # without END: the model must not find it in text
+  if len(vocab) != len(symbols) or END in vocab:
     raise ValueError(f"symbols repeat, or contain {END}: {symbols}")
   backend = tokenizers.Tokenizer(models.WordLevel(vocab=vocab, unk_token="<unknown>"))
   pattern = "|".join(_escape(s) for s in sorted(symbols, key=len, reverse=True))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -23,11 +22,10 @@ class KV(NamedTuple):
   v: jax.Array
 
 
-@flax.struct.dataclass
-class DecodeCache:
-  """What G answers to each of B prompts can look back on: the prompt's cache, held once, and their own."""
-  prompt: KV          # [L, B, K, P, C]
-  own: KV             # [L, N, K, A, C]
+class DecodeCache(NamedTuple):
+  """What G answers to each of B prompts can look back on in one layer: the prompt, held once, and what they said."""
+  prompt: KV          # [B, K, P, C]
+  own: KV             # [N, K, A, C]
 
 
 def params(cfg):
@@ -51,7 +49,7 @@ def project(p, cfg, x_NTD, position_NT):
 def causal(q_NTHC, kv: KV, cache=None):
   """Each token sees itself and what came before. Right-padding needs no mask: it is never looked at.
 
-  Returns [N, T, H, C].
+  Returns [N, T, H, C], and kv as the cache to keep.
   """
   del cache
   N, T, H, C = q_NTHC.shape
@@ -61,33 +59,32 @@ def causal(q_NTHC, kv: KV, cache=None):
   score = jnp.where(jnp.tril(jnp.ones((T, T), bool)), score, MASKED)
   weight = jax.nn.softmax(score, axis=-1).astype(kv.v.dtype)
   o_NKRTC = jnp.einsum("nkrts,nksc->nkrtc", weight, kv.v)
-  return o_NKRTC.transpose(0, 3, 1, 2, 4).reshape(N, T, H, C)
+  return o_NKRTC.transpose(0, 3, 1, 2, 4).reshape(N, T, H, C), kv
 
 
 def decode(prompt_length_B, t, q_N1HC, kv: KV, cache: DecodeCache):
   """One new token of every answer looks at its prompt, at its own answer so far, and at itself.
 
-  prompt_length_B: valid tokens of each prompt's cache. t: how many tokens of the own cache are written.
-  cache: one layer's. One softmax runs over the three parts; the prompt's keys are read once for G answers.
-  Returns [N, 1, H, C].
+  prompt_length_B: valid tokens of each prompt's cache. t: the new token's index in its answer, the same for all.
+  One softmax runs over both parts; the prompt's keys are read once for G answers.
+  Returns [N, 1, H, C], and the layer's cache with the new token in it.
   """
   N, _, H, C = q_N1HC.shape
   B, K, P, _ = cache.prompt.k.shape
   A = cache.own.k.shape[2]
   G, R = N // B, H // K
+  own = KV(*(jax.lax.dynamic_update_slice(old, new, (0, 0, t, 0)) for old, new in zip(cache.own, kv, strict=True)))
   q_NKRC = q_N1HC.reshape(N, K, R, C) * C**-0.5
   q_BKMC = q_NKRC.reshape(B, G, K, R, C).swapaxes(1, 2).reshape(B, K, G * R, C)
   f32 = dict(preferred_element_type=jnp.float32)
   to_prompt = jnp.einsum("bkmc,bkpc->bkmp", q_BKMC, cache.prompt.k, **f32)
   to_prompt = jnp.where(jnp.arange(P) < prompt_length_B[:, None, None, None], to_prompt, MASKED)
   to_prompt = to_prompt.reshape(B, K, G, R, P).swapaxes(1, 2).reshape(N, K, R, P)
-  to_own = jnp.einsum("nkrc,nkac->nkra", q_NKRC, cache.own.k, **f32)
-  to_own = jnp.where(jnp.arange(A) < t, to_own, MASKED)
-  to_self = jnp.einsum("nkrc,nkc->nkr", q_NKRC, kv.k[:, :, 0], **f32)[..., None]
-  weight = jax.nn.softmax(jnp.concatenate([to_prompt, to_own, to_self], axis=-1), axis=-1).astype(kv.v.dtype)
-  w_prompt, w_own, w_self = jnp.split(weight, [P, P + A], axis=-1)
-  w_prompt = w_prompt.reshape(B, G, K, R, P).swapaxes(1, 2).reshape(B, K, G * R, P)
+  to_own = jnp.einsum("nkrc,nkac->nkra", q_NKRC, own.k, **f32)
+  to_own = jnp.where(jnp.arange(A) <= t, to_own, MASKED)
+  weight = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1), axis=-1).astype(kv.v.dtype)
+  w_prompt = weight[..., :P].reshape(B, G, K, R, P).swapaxes(1, 2).reshape(B, K, G * R, P)
   o_prompt = jnp.einsum("bkmp,bkpc->bkmc", w_prompt, cache.prompt.v)
   o_prompt = o_prompt.reshape(B, K, G, R, C).swapaxes(1, 2).reshape(N, K, R, C)
-  o = o_prompt + jnp.einsum("nkra,nkac->nkrc", w_own, cache.own.v) + w_self * kv.v[:, :, 0][:, :, None]
-  return o.reshape(N, 1, H, C)
+  o = o_prompt + jnp.einsum("nkra,nkac->nkrc", weight[..., P:], own.v)
+  return o.reshape(N, 1, H, C), DecodeCache(cache.prompt, own)

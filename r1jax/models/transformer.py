@@ -82,28 +82,36 @@ def init(cfg: ModelConfig, key: jax.Array):
   return param.init(params(cfg), key, jnp.dtype(cfg.dtype))
 
 
-def forward(p, cfg: ModelConfig, token_NT, position_NT, attend=attention.causal, cache=None, keep_kv=False):
-  """Hidden states after the final norm [N, T, D], and the KV of these tokens [L, N, K, T, C] if `keep_kv`.
+def forward(p, cfg: ModelConfig, token_NT, position_NT, attend=attention.causal, cache=None, keep=False):
+  """Hidden states after the final norm [N, T, D], and what each layer's attention kept, if `keep`.
 
-  attend(q_NTHC, kv, layer_cache) -> o_NTHC decides what each token sees; `cache` has a leading L axis.
+  attend(q_NTHC, kv, layer_cache) -> (o_NTHC, kept) decides what each token sees. Without a cache the layers are
+  scanned and what they keep is stacked on a leading axis. `cache` is a tuple with one entry per layer; it is
+  updated in place where the caller's loop allows, which needs an array per layer: so the layers are unrolled.
   """
   x_NTD = shard(p["embed"][token_NT], "batch", None, "embed_act")
 
-  def layer(x_NTD, scanned):
-    w, layer_cache = scanned
+  def layer(x_NTD, w, layer_cache=None):
     h_NTD = layers.rms_norm(x_NTD, w["attention_norm"], cfg.norm_eps)
     q_NTHC, kv = attention.project(w["attention"], cfg, h_NTD, position_NT)
-    o_NTHC = attend(q_NTHC, kv, layer_cache)
+    o_NTHC, kept = attend(q_NTHC, kv, layer_cache)
     x_NTD = x_NTD + layers.linear(o_NTHC, w["attention"]["out"], axes=2)
     h_NTD = layers.rms_norm(x_NTD, w["ffn_norm"], cfg.norm_eps)
     x_NTD = shard(x_NTD + layers.swiglu(w["ffn"], h_NTD), "batch", None, "embed_act")
-    return x_NTD, (kv if keep_kv else None)
+    return x_NTD, (kept if keep else None)
 
-  if cfg.remat != "none":
-    keep = dict(layer=None, elementwise=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-    layer = jax.checkpoint(layer, policy=keep[cfg.remat])
-  x_NTD, kv = jax.lax.scan(layer, x_NTD, (p["layers"], cache))
-  return layers.rms_norm(x_NTD, p["final_norm"], cfg.norm_eps), kv
+  if cache is not None:
+    kept = []
+    for i, layer_cache in enumerate(cache):
+      x_NTD, new = layer(x_NTD, jax.tree.map(lambda w, i=i: w[i], p["layers"]), layer_cache)
+      kept.append(new)
+    kept = tuple(kept)
+  else:
+    if cfg.remat != "none":
+      policy = dict(layer=None, elementwise=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)[cfg.remat]
+      layer = jax.checkpoint(layer, policy=policy)
+    x_NTD, kept = jax.lax.scan(layer, x_NTD, p["layers"])
+  return layers.rms_norm(x_NTD, p["final_norm"], cfg.norm_eps), kept
 
 
 def head(p):
