@@ -139,19 +139,19 @@ AGGREGATIONS = dict(sequence_mean_token_mean=sequence_mean_token_mean, token_mea
 def loss(logp_NT, entropy_NT, batch, cfg: LossConfig):
   """-J of a minibatch as a Mean, and metrics (each a Mean or Max) about it.
 
-  logp_NT, entropy_NT: under the policy that learns. batch: types.Batch with mask, advantage, and old, reference and
-  sampler log-probs; old_logp None says that the policy has not moved since it sampled: rho = 1.
+  logp_NT, entropy_NT: of the answers' tokens, under the policy that learns. In `batch`,
+  old_logp None says that the policy has not moved since it sampled: rho = 1.
   """
-  mask_NT = batch.mask_NT
-  old_logp_NT = jax.lax.stop_gradient(logp_NT) if batch.old_logp_NT is None else batch.old_logp_NT
+  mask_NT = batch.mask_NA
+  old_logp_NT = jax.lax.stop_gradient(logp_NT) if batch.old_logp_NA is None else batch.old_logp_NA
   # tokens outside the mask may hold anything (padding): take them out before exp can overflow
   logp_NT, old_logp_NT = (jnp.where(mask_NT > 0, x, 0.0) for x in (logp_NT, old_logp_NT))
   aggregate = pick(AGGREGATIONS, "aggregation", cfg.aggregation)
   surrogate = jax.vmap(clipped_surrogate, in_axes=(0, 0, 0, None, None))
   objective_NT = surrogate(logp_NT, old_logp_NT, batch.advantage_N, cfg.clip_low, cfg.clip_high)
   metrics = {}
-  if batch.ref_logp_NT is not None:
-    kl_NT = jax.vmap(kl_k3)(logp_NT, jnp.where(mask_NT > 0, batch.ref_logp_NT, 0.0))
+  if batch.ref_logp_NA is not None:
+    kl_NT = jax.vmap(kl_k3)(logp_NT, jnp.where(mask_NT > 0, batch.ref_logp_NA, 0.0))
     objective_NT -= cfg.kl_coef * kl_NT
     metrics["kl"] = masked_mean(kl_NT, mask_NT)
   metrics |= diagnostics(logp_NT, old_logp_NT, entropy_NT, batch, cfg)
@@ -160,7 +160,7 @@ def loss(logp_NT, entropy_NT, batch, cfg: LossConfig):
 
 def diagnostics(logp_NT, old_logp_NT, entropy_NT, batch, cfg: LossConfig):
   """Token means: entropy, how far the policy moved, and where the clip took the gradient away."""
-  mask_NT, adv_N1 = batch.mask_NT, batch.advantage_N[:, None]
+  mask_NT, adv_N1 = batch.mask_NA, batch.advantage_N[:, None]
   ratio_NT = jnp.exp(logp_NT - old_logp_NT)
   low = (ratio_NT < 1 - cfg.clip_low) & (adv_N1 < 0)
   high = (ratio_NT > 1 + cfg.clip_high) & (adv_N1 > 0)
@@ -171,8 +171,8 @@ def diagnostics(logp_NT, old_logp_NT, entropy_NT, batch, cfg: LossConfig):
     "clip_share/high": masked_mean(high, mask_NT),
     "ratio/max": Max(jnp.max(jnp.where(mask_NT > 0, ratio_NT, 0.0))),
   }
-  if batch.sampler_logp_NT is not None:   # against the policy that sampled: old, not the one that moved on
-    difference_NT = jnp.where(mask_NT > 0, old_logp_NT - batch.sampler_logp_NT, 0.0)
+  if batch.sampler_logp_NA is not None:   # against the policy that sampled: old, not the one that moved on
+    difference_NT = jnp.where(mask_NT > 0, old_logp_NT - batch.sampler_logp_NA, 0.0)
     metrics["mismatch/k3"] = masked_mean(kl_k3(0.0, difference_NT), mask_NT)
     metrics["mismatch/max"] = Max(jnp.max(jnp.abs(difference_NT)))
   return jax.lax.stop_gradient(metrics)

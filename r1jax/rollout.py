@@ -79,25 +79,32 @@ def score(rollouts: Rollouts, terms: dict[str, tuple[float, Reward]], truncated:
   return np.asarray(rewards, np.float32), parts
 
 
-def to_batch(rollouts: Rollouts, advantage_N, valid_N=None, rows=None) -> Batch:
-  """The rows to learn from (all by default): prompt and answer right-padded, loss on the answer's tokens.
+def to_batch(rollouts: Rollouts, advantage_N, valid_N=None, shared_prompt: bool = True) -> Batch:
+  """All answers as a batch to learn from. valid_N: 0 for answers that take no part in the loss.
 
-  valid_N: 0 for rows that take no part in the loss.
+  shared_prompt: each prompt stands once for its G answers; else once for each: the same loss, more work, but then
+  micro-batches may divide a group.
   """
-  rows = range(len(rollouts.answers)) if rows is None else rows
-  prompts = [rollouts.prompts[n // rollouts.group_size] for n in rows]
-  answers = [rollouts.answers[n] for n in rows]
-  sequences = [p + a for p, a in zip(prompts, answers, strict=True)]
-  T = train.bucket(max(map(len, sequences)))
-  valid = [1.0 if valid_N is None else float(valid_N[n]) for n in rows]
+  G, N = rollouts.group_size, len(rollouts.answers)
+  prompts = rollouts.prompts if shared_prompt else [p for p in rollouts.prompts for _ in range(G)]
+  A = train.bucket(max(map(len, rollouts.answers)))
+  valid = np.ones(N) if valid_N is None else valid_N
   return Batch(
-    tokens_NT=train.pad_rows(sequences, T, 0),
-    length_N=np.asarray([len(s) for s in sequences], np.int32),
-    mask_NT=train.pad_rows([[0.0] * len(p) + [v] * len(a) for p, a, v in zip(prompts, answers, valid, strict=True)],
-                           T, 0.0),
-    advantage_N=np.asarray(advantage_N, np.float32)[list(rows)],
-    sampler_logp_NT=train.pad_rows([[0.0] * len(p) + list(rollouts.logps[n])
-                                    for p, n in zip(prompts, rows, strict=True)], T, 0.0))
+    prompt_BP=train.pad_rows(prompts, train.bucket(max(map(len, prompts))), 0),
+    prompt_length_B=np.asarray([len(p) for p in prompts], np.int32),
+    answer_NA=train.pad_rows(rollouts.answers, A, 0),
+    mask_NA=train.pad_rows([[float(v)] * len(a) for a, v in zip(rollouts.answers, valid, strict=True)], A, 0.0),
+    advantage_N=np.asarray(advantage_N, np.float32),
+    sampler_logp_NA=train.pad_rows(rollouts.logps, A, 0.0))
+
+
+def take(batch: Batch, questions, group_size: int) -> Batch:
+  """The prompts `questions` with their whole groups. batch: as to_batch makes it."""
+  rows = (np.asarray(questions)[:, None] * group_size + np.arange(group_size)).reshape(-1)
+  prompts = questions if len(batch.prompt_BP) * group_size == len(batch.answer_NA) else rows
+  of_prompt = lambda name: name.startswith("prompt")
+  return batch.replace(**{f.name: value[prompts if of_prompt(f.name) else rows] for f in dataclasses.fields(batch)
+                          if (value := getattr(batch, f.name)) is not None})
 
 
 def table(rollouts: Rollouts, reward_N, parts: list[dict[str, Score]], advantage_N=None, **columns) -> dict[str, list]:

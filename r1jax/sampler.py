@@ -86,6 +86,24 @@ def keep(logit_NV, cfg: SampleConfig):
   return logit_NV
 
 
+def draw(logit_V, uniform, block: int = 128):
+  """The token at which the cumulative softmax passes `uniform`, within [0, 1): one random number per token.
+
+  Gumbel noise would take one per vocabulary entry. Two levels, the blocks' sums and then inside a block, keep the
+  cumulative sums short: cheaper, and their rounding smaller.
+  """
+  V = logit_V.shape[0]
+  p_V = jnp.exp(logit_V - jnp.max(logit_V))
+  p_SK = jnp.pad(p_V, (0, -V % block)).reshape(-1, block)
+  upto_S = jnp.cumsum(p_SK.sum(1))
+  target = uniform * upto_S[-1]
+  s = jnp.minimum(jnp.sum(upto_S <= target), jnp.argmax(upto_S))      # argmax: the last block that adds anything
+  rest = jnp.maximum(target - jnp.where(s > 0, upto_S[s - 1], 0.0), 0.0)
+  p_K = p_SK[s]
+  last = block - 1 - jnp.argmax(p_K[::-1] > 0)                         # rounding must not pass the last likely token
+  return s * block + jnp.minimum(jnp.sum(jnp.cumsum(p_K) <= rest), last)
+
+
 def prefill(params, model: ModelConfig, prompt_BP, length_B, key_N, max_tokens: int, end_id: int) -> SampleState:
   """Runs each right-padded prompt once; N = len(key_N), G = N / B answers start from it."""
   B, P = prompt_BP.shape
@@ -109,8 +127,8 @@ def decode_one(params, model: ModelConfig, cfg: SampleConfig, end_id: int, state
   if cfg.temperature == 0:
     token_N = jnp.argmax(logit_NV, axis=-1)
   else:
-    draw = lambda key, logit_V: jax.random.categorical(jax.random.fold_in(key, t), logit_V)
-    token_N = jax.vmap(draw)(state.key_N, keep(logit_NV, cfg))
+    uniform_N = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t)))(state.key_N)
+    token_N = jax.vmap(draw)(keep(logit_NV, cfg), uniform_N)
   token_N = jnp.where(state.done_N, end_id, token_N).astype(jnp.int32)
   logp_N = jnp.take_along_axis(logit_NV, token_N[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logit_NV, axis=-1)
 

@@ -15,31 +15,44 @@ import optax
 
 from r1jax import losses
 from r1jax.losses import Mean
-from r1jax.models import transformer
+from r1jax.models import attention, transformer
 from r1jax.models.transformer import ModelConfig
 from r1jax.types import Batch, TrainState
 
 
-def token_logprobs(params, model: ModelConfig, token_NT, temperature: float = 1.0):
-  """log p(token t | tokens before it) at [n, t] and the entropy of that prediction, [N, T] f32. Column 0 is 0.
+def token_logprobs(params, model: ModelConfig, prompt_BP, prompt_length_B, answer_NA, temperature: float = 1.0):
+  """log p(answer token | prompt, answer tokens before it) and the entropy of that prediction, each [N, A], f32.
 
-  Sequences are right-padded; what stands at padding is meaningless and is masked by the caller.
+  N = B * G answers, prompt-major; each prompt is computed once. What stands at padding is masked by the caller.
   """
-  N, T = token_NT.shape
-  position_NT = jnp.broadcast_to(jnp.arange(T - 1), (N, T - 1))
-  hidden_NTD, _ = transformer.forward(params, model, token_NT[:, :-1], position_NT)
-  logp_M, entropy_M = losses.token_logprobs(
-    hidden_NTD.reshape(N * (T - 1), -1), transformer.head(params), token_NT[:, 1:].reshape(-1), temperature,
-    model.logit_chunk)
-  return tuple(jnp.pad(x.reshape(N, T - 1), ((0, 0), (1, 0))) for x in (logp_M, entropy_M))
+  (B, P), (N, A) = prompt_BP.shape, answer_NA.shape
+  G = N // B
+  # the last prompt token predicts the first answer token, and the last answer token predicts nothing
+  token_BS = jnp.concatenate([prompt_BP, answer_NA[:, :-1].reshape(B, G * (A - 1))], axis=1)
+  answer_position_BA = prompt_length_B[:, None] + jnp.arange(A - 1)
+  position_BS = jnp.concatenate([jnp.tile(jnp.arange(P), (B, 1)), jnp.tile(answer_position_BA, (1, G))], axis=1)
+  attend = functools.partial(attention.shared_prompt, P, G, prompt_length_B)
+  hidden_BSD, _ = transformer.forward(params, model, token_BS, position_BS, attend)
+  last_B1D = jnp.take_along_axis(hidden_BSD[:, :P], (prompt_length_B - 1)[:, None, None], axis=1)
+  hidden_NAD = jnp.concatenate([jnp.repeat(last_B1D, G, axis=0), hidden_BSD[:, P:].reshape(N, A - 1, model.dim)], axis=1)
+  logp_M, entropy_M = losses.token_logprobs(hidden_NAD.reshape(N * A, -1), transformer.head(params),
+                                            answer_NA.reshape(-1), temperature, model.logit_chunk)
+  return logp_M.reshape(N, A), entropy_M.reshape(N, A)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "temperature", "micro_batches"))
-def score(params, token_NT, *, model: ModelConfig, temperature: float = 1.0, micro_batches: int = 1):
-  """log-probs [N, T] of given tokens: the old policy's, the reference's."""
-  parts = token_NT.reshape(micro_batches, -1, token_NT.shape[1])
-  one = lambda part: token_logprobs(params, model, part, temperature)[0]
-  return (jax.lax.map(one, parts) if micro_batches > 1 else one(parts[0])).reshape(token_NT.shape)
+def score(params, prompt_BP, prompt_length_B, answer_NA, *, model: ModelConfig, temperature: float = 1.0,
+          micro_batches: int = 1):
+  """log-probs [N, A] of given answers: the old policy's, the reference's."""
+  one = lambda part: token_logprobs(params, model, *part, temperature)[0]
+  parts = split((prompt_BP, prompt_length_B, answer_NA), micro_batches)
+  out = jax.lax.map(one, parts) if micro_batches > 1 else one(jax.tree.map(lambda x: x[0], parts))[None]
+  return out.reshape(answer_NA.shape)
+
+
+def split(tree, parts: int):
+  """A leading axis of `parts` before the prompts' and the answers' axis: whole groups go together."""
+  return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
 
 
 def init_state(params, tx: optax.GradientTransformation, reference: bool = False) -> TrainState:
@@ -61,7 +74,7 @@ def gradients(params, batch: Batch, loss_fn, micro_batches: int):
   if micro_batches == 1:
     grads, (loss, metrics) = grad(params, batch)
   else:
-    parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+    parts = split(batch, micro_batches)
     first = grad(params, jax.tree.map(lambda x: x[0], parts))
     add = functools.partial(jax.tree.map, lambda a, b: a + b, is_leaf=lambda x: hasattr(x, "value"))
     (grads, (loss, metrics)), _ = jax.lax.scan(

@@ -37,14 +37,15 @@ Reward = Callable[[Problem, str], Score]   # (problem, answer text without end t
 
 @flax.struct.dataclass
 class Batch:
-  """N sequences to learn from: right-padded, prompt then answer. Row n*G+g is answer g of prompt n."""
-  tokens_NT: jax.Array            # int32
-  length_N: jax.Array             # int32: valid tokens, prompt + answer
-  mask_NT: jax.Array              # f32: 1 on target tokens (answer, end token included): where the loss lives
+  """Answers to learn from, and each prompt once: rows n = b * G + g of the answers belong to prompt b; G may be 1."""
+  prompt_BP: jax.Array            # int32, right-padded
+  prompt_length_B: jax.Array      # int32, at least 1
+  answer_NA: jax.Array            # int32, right-padded; the end token is part of it
+  mask_NA: jax.Array              # f32: 1 on the answer tokens where the loss lives
   advantage_N: jax.Array | None = None
-  old_logp_NT: jax.Array | None = None      # None: on-policy, the ratio is 1 and only its gradient counts
-  ref_logp_NT: jax.Array | None = None      # None: no KL term
-  sampler_logp_NT: jax.Array | None = None  # for the mismatch metric
+  old_logp_NA: jax.Array | None = None      # None: on-policy, the ratio is 1 and only its gradient counts
+  ref_logp_NA: jax.Array | None = None      # None: no KL term
+  sampler_logp_NA: jax.Array | None = None  # for the mismatch metric
 
 
 @flax.struct.dataclass

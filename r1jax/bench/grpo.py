@@ -27,7 +27,7 @@ from r1jax.types import Problem
 
 # model, prompts, answers to each, prompt tokens, answer tokens, micro-batches
 SHAPES = dict(
-  A=(ModelConfig(vocab=512, dim=128, layers=4, heads=4, kv_heads=2, ffn=384), 8, 8, 32, 64, 1),
+  A=(ModelConfig(vocab=512, dim=128, layers=4, heads=4, kv_heads=2, ffn=256), 8, 8, 32, 64, 1),
   B=(ModelConfig(vocab=49_152, dim=576, layers=30, heads=9, kv_heads=3, ffn=1536), 4, 8, 64, 64, 4),
 )
 # Seconds a step of shape A, measured on 2 cores of another machine; not run here
@@ -60,8 +60,9 @@ def measure(shape: str, steps: int) -> dict:
     reward_N = (answers.sum(1) % 2).astype(np.float32)
     adv_N, valid_N, _ = reasoning_rl.advantages(cfg, reward_N, rollouts.truncated_N, 0, step)
     batch = rollout.to_batch(rollouts, adv_N, valid_N)
-    ref = train.score(state.ref_params, batch.tokens_NT, model=model, micro_batches=micro)
-    batch = batch.replace(ref_logp_NT=np.asarray(ref))
+    ref = train.score(state.ref_params, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, model=model,
+                      micro_batches=micro)
+    batch = batch.replace(ref_logp_NA=np.asarray(ref))
     t2 = time.perf_counter()
     state, metrics = update(state, batch)
     loss = float(metrics["loss"].value())
@@ -85,7 +86,7 @@ def measure(shape: str, steps: int) -> dict:
 
 
 def step_flops(model: ModelConfig, B: int, G: int, P: int, A: int) -> float:
-  """Multiply-adds x 2 of one step: rollout (prompt once), reference, policy forward and backward (3 forwards)."""
+  """Multiply-adds x 2 of a step: rollout, reference, policy forward and backward (3 forwards); prompts once each."""
   weights = param.count(transformer.params(model)["layers"])
   head = 2 * model.dim * model.vocab
 
@@ -95,7 +96,7 @@ def step_flops(model: ModelConfig, B: int, G: int, P: int, A: int) -> float:
 
   N = B * G
   sampling = forward(B, 0, P) + forward(N, P, P + A) + N * A * head
-  return sampling + 4 * (forward(N, 0, P + A) + N * (P + A) * head)
+  return sampling + 4 * (forward(B, 0, P) + forward(N, P, P + A) + N * A * head)
 
 
 def matmul_speed(size: int = 1536, repeats: int = 5) -> float:

@@ -62,6 +62,31 @@ def causal(q_NTHC, kv: KV, cache=None):
   return o_NKRTC.transpose(0, 3, 1, 2, 4).reshape(N, T, H, C), kv
 
 
+def shared_prompt(P: int, G: int, prompt_length_B, q_BSHC, kv: KV, cache=None):
+  """Rows of one prompt followed by its G answers, S = P + G * A: the prompt is computed once for all of them.
+
+  Prompt tokens are causal; answer tokens see the prompt's valid tokens and, causally, their own answer. Exact, in value
+  and gradient, as if each answer stood behind a prompt of its own. Returns [B, S, H, C], and None.
+  """
+  del cache
+  B, S, H, C = q_BSHC.shape
+  K = kv.k.shape[1]
+  A, R = (S - P) // G, H // K
+  o_BPHC, _ = causal(q_BSHC[:, :P], KV(kv.k[:, :, :P], kv.v[:, :, :P]))
+  f32 = dict(preferred_element_type=jnp.float32)
+  q_BKRGAC = q_BSHC[:, P:].reshape(B, G, A, K, R, C).transpose(0, 3, 4, 1, 2, 5) * C**-0.5
+  k_BKGAC, v_BKGAC = (x[:, :, P:].reshape(B, K, G, A, C) for x in kv)
+  to_prompt = jnp.einsum("bkrgac,bkpc->bkrgap", q_BKRGAC, kv.k[:, :, :P], **f32)
+  to_prompt = jnp.where(jnp.arange(P) < prompt_length_B[:, None, None, None, None, None], to_prompt, MASKED)
+  to_own = jnp.einsum("bkrgac,bkgsc->bkrgas", q_BKRGAC, k_BKGAC, **f32)
+  to_own = jnp.where(jnp.tril(jnp.ones((A, A), bool)), to_own, MASKED)
+  weight = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1), axis=-1).astype(kv.v.dtype)
+  o_BKRGAC = jnp.einsum("bkrgap,bkpc->bkrgac", weight[..., :P], kv.v[:, :, :P])
+  o_BKRGAC += jnp.einsum("bkrgas,bkgsc->bkrgac", weight[..., P:], v_BKGAC)
+  o_BSHC = o_BKRGAC.transpose(0, 3, 4, 1, 2, 5).reshape(B, G * A, H, C)
+  return jnp.concatenate([o_BPHC, o_BSHC], axis=1), None
+
+
 def decode(prompt_length_B, t, q_N1HC, kv: KV, cache: DecodeCache):
   """One new token of every answer looks at its prompt, at its own answer so far, and at itself.
 

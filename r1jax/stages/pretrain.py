@@ -41,11 +41,11 @@ def batch_of(task: Task, indices) -> Batch:
   prompts, answers = zip(*map(task.demonstration, indices), strict=True)
   prompts = task.tokenizer.encode_batch(prompts)
   answers = [a + [task.tokenizer.end_id] for a in task.tokenizer.encode_batch(answers)]
-  sequences = [p + a for p, a in zip(prompts, answers, strict=True)]
-  T = train.bucket(max(map(len, sequences)))
+  A = train.bucket(max(map(len, answers)))
   return Batch(
-    tokens_NT=train.pad_rows(sequences, T, 0), length_N=np.asarray([len(s) for s in sequences], np.int32),
-    mask_NT=train.pad_rows([[0.0] * len(p) + [1.0] * len(a) for p, a in zip(prompts, answers, strict=True)], T, 0.0))
+    prompt_BP=train.pad_rows(prompts, train.bucket(max(map(len, prompts))), 0),
+    prompt_length_B=np.asarray([len(p) for p in prompts], np.int32),
+    answer_NA=train.pad_rows(answers, A, 0), mask_NA=train.pad_rows([[1.0] * len(a) for a in answers], A, 0.0))
 
 
 def run(cfg: PretrainConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None,
@@ -55,8 +55,8 @@ def run(cfg: PretrainConfig, task: Task, folder: Path, params, *, model: ModelCo
     raise ValueError(f"task {task.name} has no demonstrations to pre-train on: leave pretrain out of the stages")
 
   def loss_fn(params, batch):
-    logp_NT, _ = train.token_logprobs(params, model, batch.tokens_NT)
-    return losses.cross_entropy(logp_NT, batch.mask_NT), {}
+    logp_NA, _ = train.token_logprobs(params, model, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA)
+    return losses.cross_entropy(logp_NA, batch.mask_NA), {}
 
   tx = optimizer.make(cfg.optimizer, cfg.steps)
   rate = optimizer.schedule(cfg.optimizer, cfg.steps)
@@ -66,7 +66,7 @@ def run(cfg: PretrainConfig, task: Task, folder: Path, params, *, model: ModelCo
   def advance(state, unit):
     batch = batch_of(task, data.positions(unit, cfg.batch, None, seed))
     state, metrics = step_fn(state, batch)
-    clock[1] += int(batch.length_N.sum())
+    clock[1] += int(batch.prompt_length_B.sum() + batch.mask_NA.sum())
     if unit % cfg.log_every and unit + 1 < cfg.steps:
       return state, [], None
     row = {name: float(m.value()) for name, m in metrics.items()} | dict(lr=float(rate(unit)))

@@ -37,6 +37,7 @@ class RLConfig:
   group_size: int                        # answers to a question; R1-Zero: 16
   minibatches: int = 1                   # updates per rollout; R1-Zero: 16
   micro_batches: int = 1                 # parts of a minibatch, gradients added up; changes memory, not results
+  shared_prompt: bool = True             # a group's prompt is computed once in training; changes time, not results
   prompts_at_once: int = 0               # questions sampled together; 0: all. Changes memory, not results
   reference_refresh: int = 400           # updates, then the reference becomes the policy; 0: never. R1: 400
   truncated: str = "wrong"               # rollout.score
@@ -53,9 +54,10 @@ class RLConfig:
     if self.questions_per_rollout % self.minibatches:
       raise ValueError(f"reasoning_rl.questions_per_rollout={self.questions_per_rollout} must be a multiple of"
                        f" minibatches={self.minibatches}")
-    rows = self.questions_per_rollout // self.minibatches * self.group_size
+    rows = self.questions_per_rollout // self.minibatches * (1 if self.shared_prompt else self.group_size)
     if rows % self.micro_batches:
-      raise ValueError(f"reasoning_rl: {rows} answers of a minibatch are not a multiple of"
+      what = "questions" if self.shared_prompt else "answers"
+      raise ValueError(f"reasoning_rl: {rows} {what} of a minibatch are not a multiple of"
                        f" micro_batches={self.micro_batches}")
     if self.reference_refresh % self.minibatches:
       raise ValueError(f"reasoning_rl.reference_refresh={self.reference_refresh} must be a multiple of minibatches="
@@ -72,8 +74,9 @@ class RLConfig:
 
 def policy_loss(params, batch, *, model: ModelConfig, cfg: RLConfig):
   """-J of a minibatch: log-probs of the answers under `params`, then grpo.loss."""
-  logp_NT, entropy_NT = train.token_logprobs(params, model, batch.tokens_NT, cfg.sampling.scale)
-  return grpo.loss(logp_NT, entropy_NT, batch, cfg.loss)
+  logp_NA, entropy_NA = train.token_logprobs(params, model, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA,
+                                             cfg.sampling.scale)
+  return grpo.loss(logp_NA, entropy_NA, batch, cfg.loss)
 
 
 def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None, console=None):
@@ -88,8 +91,9 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
   rate = optimizer.schedule(cfg.optimizer, updates)
   update = train.compiled_step(lambda params, batch: policy_loss(params, batch, model=model, cfg=cfg), tx,
                                cfg.micro_batches)
-  score = lambda params, token_NT: train.score(params, token_NT, model=model, temperature=cfg.sampling.scale,
-                                               micro_batches=cfg.minibatches * cfg.micro_batches)
+  score = lambda params, batch: np.asarray(train.score(
+    params, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, model=model, temperature=cfg.sampling.scale,
+    micro_batches=cfg.minibatches * cfg.micro_batches))
 
   def advance(state, unit):
     began = time.monotonic()
@@ -101,14 +105,14 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     adv_N, valid_N, same_N = advantages(cfg, reward_N, rollouts.truncated_N, seed, unit)
     rewarded = time.monotonic()
 
-    batch = rollout.to_batch(rollouts, adv_N, valid_N)
+    batch = rollout.to_batch(rollouts, adv_N, valid_N, cfg.shared_prompt)
     if cfg.loss.kl_coef:
-      batch = batch.replace(ref_logp_NT=np.asarray(score(state.ref_params, batch.tokens_NT)))
+      batch = batch.replace(ref_logp_NA=score(state.ref_params, batch))
     if cfg.minibatches > 1:    # with one update the policy is the one that sampled: its ratio is 1
-      batch = batch.replace(old_logp_NT=np.asarray(score(state.params, batch.tokens_NT)))
+      batch = batch.replace(old_logp_NA=score(state.params, batch))
     first_step, total = unit * cfg.minibatches, None
-    for rows in minibatches(cfg, seed, unit):
-      state, metrics = update(state, jax.tree.map(lambda x, rows=rows: x[rows], batch))
+    for questions in minibatches(cfg, seed, unit):
+      state, metrics = update(state, rollout.take(batch, questions, cfg.group_size))
       total = metrics if total is None else {k: total[k] + m for k, m in metrics.items()}
     if cfg.reference_refresh and (first_step + cfg.minibatches) % cfg.reference_refresh == 0:
       state = state.replace(ref_params=jax.tree.map(jnp.copy, state.params))
@@ -143,10 +147,9 @@ def advantages(cfg: RLConfig, reward_N, truncated_N, seed: int, unit: int):
 
 
 def minibatches(cfg: RLConfig, seed: int, unit: int):
-  """Row numbers of each minibatch: questions in random order, each with its whole group."""
+  """The questions of each minibatch, split at random."""
   order = np.random.default_rng([seed, unit, 1]).permutation(cfg.questions_per_rollout)
-  for questions in np.split(order, cfg.minibatches):
-    yield (np.sort(questions)[:, None] * cfg.group_size + np.arange(cfg.group_size)).reshape(-1)
+  return [np.sort(questions) for questions in np.split(order, cfg.minibatches)]
 
 
 def summary(rollouts, reward_N, parts, same_N) -> dict[str, float]:
