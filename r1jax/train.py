@@ -56,7 +56,10 @@ def split(tree, parts: int):
 
 
 def init_state(params, tx: optax.GradientTransformation, reference: bool = False) -> TrainState:
-  """Update 0. reference: keep a copy of the parameters as the KL reference."""
+  """Update 0. reference: keep a copy of the parameters as the KL reference.
+
+  The state holds `params` itself: the first donated update (compiled_step) takes them from the caller.
+  """
   ref_params = jax.tree.map(jnp.copy, params) if reference else None
   return TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params), ref_params=ref_params)
 

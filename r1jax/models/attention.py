@@ -74,16 +74,16 @@ def shared_prompt(P: int, G: int, prompt_length_B, q_BSHC, kv: KV, cache=None):
   A, R = (S - P) // G, H // K
   o_BPHC, _ = causal(q_BSHC[:, :P], KV(kv.k[:, :, :P], kv.v[:, :, :P]))
   f32 = dict(preferred_element_type=jnp.float32)
-  q_BKRGAC = q_BSHC[:, P:].reshape(B, G, A, K, R, C).transpose(0, 3, 4, 1, 2, 5) * C**-0.5
+  q_BKGRAC = q_BSHC[:, P:].reshape(B, G, A, K, R, C).transpose(0, 3, 1, 4, 2, 5) * C**-0.5
   k_BKGAC, v_BKGAC = (x[:, :, P:].reshape(B, K, G, A, C) for x in kv)
-  to_prompt = jnp.einsum("bkrgac,bkpc->bkrgap", q_BKRGAC, kv.k[:, :, :P], **f32)
+  to_prompt = jnp.einsum("bkgrac,bkpc->bkgrap", q_BKGRAC, kv.k[:, :, :P], **f32)
   to_prompt = jnp.where(jnp.arange(P) < prompt_length_B[:, None, None, None, None, None], to_prompt, MASKED)
-  to_own = jnp.einsum("bkrgac,bkgsc->bkrgas", q_BKRGAC, k_BKGAC, **f32)
+  to_own = jnp.einsum("bkgrac,bkgsc->bkgras", q_BKGRAC, k_BKGAC, **f32)
   to_own = jnp.where(jnp.tril(jnp.ones((A, A), bool)), to_own, MASKED)
   weight = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1), axis=-1).astype(kv.v.dtype)
-  o_BKRGAC = jnp.einsum("bkrgap,bkpc->bkrgac", weight[..., :P], kv.v[:, :, :P])
-  o_BKRGAC += jnp.einsum("bkrgas,bkgsc->bkrgac", weight[..., P:], v_BKGAC)
-  o_BSHC = o_BKRGAC.transpose(0, 3, 4, 1, 2, 5).reshape(B, G * A, H, C)
+  o_BKGRAC = jnp.einsum("bkgrap,bkpc->bkgrac", weight[..., :P], kv.v[:, :, :P])
+  o_BKGRAC += jnp.einsum("bkgras,bkgsc->bkgrac", weight[..., P:], v_BKGAC)
+  o_BSHC = o_BKGRAC.transpose(0, 2, 4, 1, 3, 5).reshape(B, G * A, H, C)
   return jnp.concatenate([o_BPHC, o_BSHC], axis=1), None
 
 
