@@ -34,7 +34,8 @@ def token_logprobs(params, model: ModelConfig, prompt_BP, prompt_length_B, answe
   attend = functools.partial(attention.shared_prompt, P, G, prompt_length_B)
   hidden_BSD, _ = transformer.forward(params, model, token_BS, position_BS, attend)
   last_B1D = jnp.take_along_axis(hidden_BSD[:, :P], (prompt_length_B - 1)[:, None, None], axis=1)
-  hidden_NAD = jnp.concatenate([jnp.repeat(last_B1D, G, axis=0), hidden_BSD[:, P:].reshape(N, A - 1, model.dim)], axis=1)
+  answer_NAD = hidden_BSD[:, P:].reshape(N, A - 1, model.dim)
+  hidden_NAD = jnp.concatenate([jnp.repeat(last_B1D, G, axis=0), answer_NAD], axis=1)
   logp_M, entropy_M = losses.token_logprobs(hidden_NAD.reshape(N * A, -1), transformer.head(params),
                                             answer_NA.reshape(-1), temperature, model.logit_chunk)
   return logp_M.reshape(N, A), entropy_M.reshape(N, A)
