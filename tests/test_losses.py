@@ -82,30 +82,30 @@ def test_no_array_of_all_tokens_times_all_vocabulary_exists():
   assert memory(lambda h, w, t: losses.token_logprobs(h, w, t, 1.0, chunk)) < M * V * 4 / 4
 
 
-def test_the_whole_compiled_policy_update_stays_below_n_times_a_times_v():
+def test_the_whole_compiled_policy_update_stays_below_n_times_t_times_v():
   model = ModelConfig(vocab=8192, dim=16, layers=2, heads=2, kv_heads=1, ffn=32, logit_chunk=64)
-  N, A = 16, 64
+  N, T = 16, 64
 
   def loss_fn(params, batch):
-    logp_NA, entropy_NA = train.token_logprobs(params, model, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA,
-                                               0.9)
-    return grpo.loss(logp_NA, entropy_NA, batch, LossConfig())
+    logp_NT, entropy_NT = train.token_logprobs(params, model, batch.prompt_BP, batch.prompt_length_B,
+                                               batch.answer_NA, 0.9)
+    return grpo.loss(logp_NT, entropy_NT, batch, LossConfig())
 
   def plain_loss_fn(params, batch):
-    token_NA = jnp.concatenate([batch.prompt_BP, batch.answer_NA[:, :-1]], axis=1)
-    hidden_NAD, _ = transformer.forward(params, model, token_NA, jnp.broadcast_to(jnp.arange(A), (N, A)))
-    logp_NA, entropy_NA = (x.reshape(N, A) for x in naive(
-      hidden_NAD.reshape(N * A, -1), transformer.head(params), batch.answer_NA.reshape(-1), 0.9))
-    return grpo.loss(logp_NA, entropy_NA, batch, LossConfig())
+    position_NT = jnp.broadcast_to(jnp.arange(T), (N, T))
+    hidden_NTD, _ = transformer.forward(params, model, batch.answer_NA, position_NT)
+    logp_NT, entropy_NT = (x.reshape(N, T) for x in naive(
+      hidden_NTD.reshape(N * T, -1), transformer.head(params), batch.answer_NA.reshape(-1), 0.9))
+    return grpo.loss(logp_NT, entropy_NT, batch, LossConfig())
 
   tx = optax.adam(1e-3)
   state = jax.eval_shape(lambda: train.init_state(transformer.init(model, jax.random.key(0)), tx, reference=True))
   shape = lambda *s, dtype=jnp.float32: jax.ShapeDtypeStruct(s, dtype)
-  batch = Batch(shape(N, 1, dtype=jnp.int32), shape(N, dtype=jnp.int32), shape(N, A, dtype=jnp.int32), shape(N, A),
-                shape(N), shape(N, A), shape(N, A), shape(N, A))
+  batch = Batch(shape(N, 4, dtype=jnp.int32), shape(N, dtype=jnp.int32), shape(N, T, dtype=jnp.int32), shape(N, T),
+                shape(N), shape(N, T), shape(N, T), shape(N, T))
   memory = lambda f: train.compiled_step(f, tx).lower(state, batch).compile().memory_analysis().temp_size_in_bytes
-  assert memory(plain_loss_fn) >= N * A * model.vocab * 4
-  assert memory(loss_fn) < N * A * model.vocab * 4 / 2
+  assert memory(plain_loss_fn) >= N * T * model.vocab * 4
+  assert memory(loss_fn) < N * T * model.vocab * 4 / 2
 
 
 def test_means_add_as_totals_over_weights_and_maxima_as_the_largest():

@@ -92,11 +92,13 @@ def test_a_token_changes_nothing_before_itself():
 
 def test_log_prob_of_a_token_does_not_depend_on_what_follows_it():
   p, token_NT = weights(MODEL), tokens()
-  both = jax.jit(train.token_logprobs, static_argnums=1)
-  until = lambda A: both(p, MODEL, token_NT[:, :3], jnp.array([3, 1, 2]), token_NT[:, 3:3 + A])
-  for A in (1, 4):
-    for short_NA, long_NA in zip(until(A), until(6), strict=True):
-      np.testing.assert_allclose(short_NA, long_NA[:, :A], atol=1e-5)
+  both = jax.jit(token_logprobs, static_argnums=1)
+  logp_NT, entropy_NT = both(p, MODEL, token_NT)
+  for T in (2, 5):
+    short_logp_NT, short_entropy_NT = both(p, MODEL, token_NT[:, :T])
+    np.testing.assert_allclose(short_logp_NT, logp_NT[:, :T], atol=1e-5)
+    np.testing.assert_allclose(short_entropy_NT, entropy_NT[:, :T], atol=1e-5)
+  assert not np.asarray(logp_NT)[:, 0].any()
 
 
 def test_grouped_queries_are_many_heads_with_repeated_keys_and_values():

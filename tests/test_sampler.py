@@ -48,11 +48,11 @@ def sequences(rows, state):
 def test_log_probs_are_those_of_the_trainer_on_the_same_tokens(lengths, G, cfg):
   rows = prompts(*lengths)
   state = sample(rows, G, cfg)
-  logp_NA = np.asarray(train.score(weights(MODEL), train.pad_rows(rows, 10, 0), jnp.asarray(lengths), state.token_NA,
-                                   model=MODEL, temperature=cfg.scale))
+  token_NT, start_N = sequences(rows, state)
+  logp_NT = np.asarray(score(weights(MODEL), token_NT, model=MODEL, temperature=cfg.scale))
   assert state.length_N.min() >= 1
-  for n, length in enumerate(state.length_N):
-    np.testing.assert_allclose(state.logp_NA[n, :length], logp_NA[n, :length], atol=1e-5)
+  for n, (start, length) in enumerate(zip(start_N, state.length_N, strict=True)):
+    np.testing.assert_allclose(state.logp_NA[n, :length], logp_NT[n, start:start + length], atol=1e-5)
     assert not state.logp_NA[n, length:].any()
 
 
@@ -62,8 +62,7 @@ def test_greedy_takes_the_argmax_of_the_full_forward():
   assert len(np.unique(state.token_NA)) > 2                              # not one token over and over
   token_NT, start_N = sequences(rows, state)
   N, T = token_NT.shape
-  hidden_NTD, _ = jax.jit(transformer.forward, static_argnums=1)(weights(MODEL), MODEL, token_NT,
-                                                                np.broadcast_to(np.arange(T), (N, T)))
+  hidden_NTD, _ = transformer.forward(weights(MODEL), MODEL, token_NT, np.broadcast_to(np.arange(T), (N, T)))
   best_NT = np.asarray(jnp.argmax(hidden_NTD @ transformer.head(weights(MODEL)), axis=-1))
   for n, start in enumerate(start_N):
     np.testing.assert_array_equal(state.token_NA[n], best_NT[n, start - 1:start + 7])
@@ -121,24 +120,25 @@ def test_rollouts_do_not_depend_on_how_many_prompts_run_at_once():
 
 
 @pytest.mark.parametrize("shared_prompt", [True, False])
-@pytest.mark.parametrize("shared_prompt", [True, False])
-def test_a_batch_of_rollouts_lines_up_prompts_answers_masks_and_log_probs(shared_prompt):
+def test_a_batch_of_rollouts_lines_up_tokens_mask_and_log_probs(shared_prompt):
   tok, model = bytes_and_model()
-  problems = [Problem(0, "hello", ""), Problem(1, "a", ""), Problem(2, "abc", "")]
+  problems = [Problem(0, "hello", ""), Problem(1, "a", ""), Problem(2, "xyz", "")]
   out = rollout.sample(weights(model), problems, 2, model=model, tokenizer=tok, cfg=SampleConfig(5), seed=0, step=0)
-  whole = rollout.to_batch(out, np.arange(6.0), [1, 1, 0, 1, 1, 1], shared_prompt)
-  batch = rollout.take(whole, [2, 1], 2)
-  rows = [4, 5, 2, 3]                                     # of the whole rollout
+  batch = rollout.to_batch(out, np.arange(6.0), [1, 1, 0, 1, 1, 1], shared_prompt)
+  assert len(batch.prompt_BP) == (3 if shared_prompt else 6)
+  batch = rollout.take(batch, np.array([2, 0]), 2)
+  rows = (4, 5, 0, 1)
   np.testing.assert_array_equal(batch.advantage_N, rows)
-  np.testing.assert_array_equal(batch.mask_NA.sum(1), [len(out.answers[n]) if n != 2 else 0 for n in rows])
-  assert len(batch.prompt_BP) == (2 if shared_prompt else 4)
-  for row, n in enumerate(rows):
-    b = row // 2 if shared_prompt else row
-    assert batch.prompt_BP[b, :batch.prompt_length_B[b]].tolist() == out.prompts[n // 2]
-    assert batch.answer_NA[row, :len(out.answers[n])].tolist() == out.answers[n]
-  logp_NA = np.asarray(train.score(weights(model), batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, model=model))
+  np.testing.assert_array_equal(batch.mask_NA.sum(1), [len(out.answers[n]) for n in rows])
+  logp_NA = np.asarray(train.score(weights(model), batch.prompt_BP, batch.prompt_length_B, batch.answer_NA,
+                                   model=model))
   inside = batch.mask_NA > 0
   np.testing.assert_allclose(batch.sampler_logp_NA[inside], logp_NA[inside], atol=1e-5)
+  for row, n in enumerate(rows):
+    assert batch.answer_NA[row, :len(out.answers[n])].tolist() == out.answers[n]
+    b = row // 2 if shared_prompt else row
+    assert batch.prompt_BP[b, :batch.prompt_length_B[b]].tolist() == out.prompts[n // 2]
+  assert not rollout.to_batch(out, np.arange(6.0), [1, 1, 0, 1, 1, 1]).mask_NA[2].any()
 
 
 # --- where answers end
