@@ -32,6 +32,7 @@ def get_config(arg=None):
     steps=700,
     batch=128,                           # demonstrations an update
     optimizer=dict(lr=3e-3, warmup=50, schedule="cosine"),
+    checkpoint=dict(every=500, keep=2),
   )
   c.reasoning_rl = dict(
     rollouts=120,
@@ -40,12 +41,18 @@ def get_config(arg=None):
     minibatches=1,
     rewards=dict(accuracy=1.0, format=1.0),                        # R1-Zero: the same weight
     sampling=dict(max_tokens=arg.bits + 16, temperature=1.0),      # R1-Zero: T 1
-    loss=dict(clip_low=10.0, clip_high=10.0, kl_coef=1e-3),        # R1: eps 10, KL 0.001
+    loss=dict(
+      clip_low=10.0, clip_high=10.0,     # R1: eps 10
+      kl_coef=1e-3,                      # R1: 0.001
+      advantage="group_normalised", aggregation="sequence_mean_token_mean", divisor=0.0, negative_control="none",
+    ),
+    micro_batches=1, truncated="wrong", zero_variance="keep",
     optimizer=dict(lr=5e-4, warmup=5),   # R1: 3e-6, at ten million times the parameters
     reference_refresh=60,                # updates; R1: 400
-    eval_every=10,
+    eval_every=10,                       # rollouts
+    checkpoint=dict(every=25, keep=2),
   )
-  c.eval = dict(samples=8, temperature=0.6, top_p=0.95)            # R1's evaluation
+  c.eval = dict(samples=8, temperature=0.6, top_p=0.95, problems=0)   # R1's evaluation; on all held-out problems
   return tiny(c) if arg.tiny else c
 
 
