@@ -153,6 +153,7 @@ def test_the_order_of_layers_matters():
   assert np.abs(hidden(swapped, MODEL, tokens()) - hidden(p, MODEL, tokens())).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_loss_nor_gradients():
   p, token_NT = weights(MODEL), tokens()
 

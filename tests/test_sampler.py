@@ -70,6 +70,7 @@ def test_greedy_takes_the_argmax_of_the_full_forward():
 
 # --- a sample depends on (seed, step, problem, sample) alone
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_the_batch_they_come_out_of():
   rows, ids, cfg = prompts(5, 1, 8), [40, 7, 23], SampleConfig(10)
   together = sample(rows, 4, cfg, ids=ids)
@@ -77,15 +78,12 @@ def test_samples_do_not_depend_on_the_batch_they_come_out_of():
   same = lambda a, b: [np.testing.assert_array_equal(x, y) for x, y in zip(a, b, strict=True)]
   order = [2, 0, 1]
   turned = sample([rows[b] for b in order], 4, cfg, ids=[ids[b] for b in order])
-  small = sample(rows, 2, cfg, ids=ids)
+  alone = sample(rows[2:], 2, cfg, ids=ids[2:])            # and a group of another size
   longer = sample(rows, 4, cfg, ids=ids, padded_to=16)
   for b, g in itertools.product(range(3), range(4)):
     same(pick(together, 4 * b + g), pick(turned, 4 * order.index(b) + g))
     same(pick(together, 4 * b + g), pick(longer, 4 * b + g))
-    if g < 2:
-      same(pick(together, 4 * b + g), pick(small, 2 * b + g))
-  alone = sample(rows[2:], 4, cfg, ids=ids[2:])
-  for g in range(4):
+  for g in range(2):
     same(pick(together, 8 + g), pick(alone, g))
 
 
@@ -102,6 +100,7 @@ def bytes_and_model():
   return tok, ModelConfig(vocab=tok.vocab, dim=16, layers=1, heads=2, kv_heads=1, ffn=16)
 
 
+@pytest.mark.slow
 def test_rollouts_do_not_depend_on_how_many_prompts_run_at_once():
   tok, model = bytes_and_model()
   problems = [Problem(i, "ab" * (1 + i), "") for i in (4, 0, 2, 1, 3)]
@@ -110,12 +109,11 @@ def test_rollouts_do_not_depend_on_how_many_prompts_run_at_once():
     prompts_at_once=at_once)
   whole = draw(0)
   assert (len(whole.answers), whole.group_size) == (15, 3)
-  for at_once in (1, 2):
-    part = draw(at_once)
-    assert (part.answers, part.texts, part.prompts) == (whole.answers, whole.texts, whole.prompts)
-    np.testing.assert_array_equal(part.truncated_N, whole.truncated_N)
-    for a, b in zip(part.logps, whole.logps, strict=True):
-      np.testing.assert_allclose(a, b, atol=1e-5)
+  part = draw(2)                                           # two, two, and one filled up
+  assert (part.answers, part.texts, part.prompts) == (whole.answers, whole.texts, whole.prompts)
+  np.testing.assert_array_equal(part.truncated_N, whole.truncated_N)
+  for a, b in zip(part.logps, whole.logps, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
   assert draw(0, problems[::-1]).answers[:3] == whole.answers[-3:]
 
 
