@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tensorboardX
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -25,6 +24,8 @@ class Writer:
   """Metrics and samples of one stage, from step `start` on."""
 
   def __init__(self, folder: str | Path, start: int = 0):
+    import tensorboardX  # here, not above: it imports torch where that is installed, a second and a half
+
     self.folder = Path(folder)
     (self.folder / "samples").mkdir(parents=True, exist_ok=True)
     self._began = time.monotonic()

@@ -14,7 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from r1jax.models import attention, transformer
+from r1jax.models import attention, rope, transformer
 from r1jax.models.attention import KV, DecodeCache
 from r1jax.models.transformer import ModelConfig
 
@@ -86,14 +86,13 @@ def keep(logit_NV, cfg: SampleConfig):
   return logit_NV
 
 
-def draw(logit_V, uniform, block: int = 128):
-  """The token at which the cumulative softmax passes `uniform`, within [0, 1): one random number per token.
+def draw(p_V, uniform, block: int = 128):
+  """The token at which the cumulative sum of p (of any scale) passes `uniform`, within [0, 1), of the whole.
 
-  Gumbel noise would take one per vocabulary entry. Two levels, the blocks' sums and then inside a block, keep the
-  cumulative sums short: cheaper, and their rounding smaller.
+  One random number per token; Gumbel noise would take one per vocabulary entry. Two levels, the blocks' sums and
+  then inside a block, keep the cumulative sums short: cheaper, and their rounding smaller.
   """
-  V = logit_V.shape[0]
-  p_V = jnp.exp(logit_V - jnp.max(logit_V))
+  V = p_V.shape[0]
   p_SK = jnp.pad(p_V, (0, -V % block)).reshape(-1, block)
   upto_S = jnp.cumsum(p_SK.sum(1))
   target = uniform * upto_S[-1]
@@ -111,8 +110,7 @@ def prefill(params, model: ModelConfig, prompt_BP, length_B, key_N, max_tokens: 
   position_BP = jnp.broadcast_to(jnp.arange(P), (B, P))
   hidden_BPD, kv = transformer.forward(params, model, prompt_BP, position_BP, keep=True)
   last_BD = jnp.take_along_axis(hidden_BPD, (length_B - 1)[:, None, None], axis=1)[:, 0]
-  own = lambda: jnp.zeros((N, model.kv_heads, max_tokens, model.head_dim), kv.k.dtype)
-  cache = tuple(DecodeCache(prompt=KV(kv.k[i], kv.v[i]), own=KV(own(), own())) for i in range(model.layers))
+  cache = tuple(attention.decode_cache(KV(kv.k[i], kv.v[i]), N, max_tokens) for i in range(model.layers))
   return SampleState(
     hidden_ND=jnp.repeat(last_BD, N // B, axis=0), cache=cache,
     prompt_length_B=length_B, t=jnp.int32(0), done_N=jnp.zeros(N, bool), key_N=key_N,
@@ -120,22 +118,23 @@ def prefill(params, model: ModelConfig, prompt_BP, length_B, key_N, max_tokens: 
     length_N=jnp.zeros(N, jnp.int32))
 
 
-def decode_one(params, model: ModelConfig, cfg: SampleConfig, end_id: int, state: SampleState) -> SampleState:
-  """Draws the next token of every answer that has not ended, and runs the model on it."""
+def decode_one(params, model: ModelConfig, cfg: SampleConfig, end_id: int, turned: rope.Table, state: SampleState):
+  """Draws the next token of every answer that has not ended, and runs the model on it. turned: of all positions."""
   N, t = state.done_N.shape[0], state.t
   logit_NV = jnp.dot(state.hidden_ND, transformer.head(params), preferred_element_type=jnp.float32) / cfg.scale
+  logit_NV -= jnp.max(logit_NV, axis=-1, keepdims=True)
   if cfg.temperature == 0:
     token_N = jnp.argmax(logit_NV, axis=-1)
   else:
     uniform_N = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t)))(state.key_N)
-    token_N = jax.vmap(draw)(keep(logit_NV, cfg), uniform_N)
+    token_N = jax.vmap(draw)(jnp.exp(keep(logit_NV, cfg)), uniform_N)
   token_N = jnp.where(state.done_N, end_id, token_N).astype(jnp.int32)
-  logp_N = jnp.take_along_axis(logit_NV, token_N[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logit_NV, axis=-1)
+  logp_N = jnp.take_along_axis(logit_NV, token_N[:, None], axis=1)[:, 0] - jnp.log(jnp.exp(logit_NV).sum(axis=-1))
 
   position_N = jnp.repeat(state.prompt_length_B, N // state.prompt_length_B.shape[0]) + t
   attend = functools.partial(attention.decode, state.prompt_length_B, t)
-  hidden_N1D, cache = transformer.forward(params, model, token_N[:, None], position_N[:, None], attend, state.cache,
-                                          keep=True)
+  hidden_N1D, cache = transformer.forward(params, model, token_N[:, None], rope.lookup(turned, position_N), attend,
+                                          state.cache, keep=True)
   column = lambda old, x: jax.lax.dynamic_update_slice(old, x[:, None], (0, t))
   return state.replace(
     hidden_ND=hidden_N1D[:, 0], cache=cache, t=t + 1,
@@ -153,8 +152,9 @@ def start(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: Sample
 def advance(params, state: SampleState, steps, *, model: ModelConfig, cfg: SampleConfig, end_id: int) -> SampleState:
   """At most `steps` more tokens; less when every answer has ended."""
   stop = jnp.minimum(state.t + steps, cfg.max_tokens)
+  turned = transformer.positions(model, jnp.arange(state.cache[0].prompt.v.shape[2] + cfg.max_tokens)[None])
   return jax.lax.while_loop(lambda s: (s.t < stop) & ~s.done_N.all(),
-                            functools.partial(decode_one, params, model, cfg, end_id), state)
+                            functools.partial(decode_one, params, model, cfg, end_id, turned), state)
 
 
 def sample(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: SampleConfig, end_id: int) -> SampleState:

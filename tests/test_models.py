@@ -10,7 +10,7 @@ import pytest
 from tiny import token_logprobs, weights
 
 from r1jax import losses
-from r1jax.models import layers, param, transformer
+from r1jax.models import layers, param, rope, transformer
 from r1jax.models.transformer import REMAT, ModelConfig
 
 MODEL = ModelConfig(vocab=23, dim=16, layers=3, heads=4, kv_heads=2, ffn=24, head_dim=6, logit_chunk=8)
@@ -114,7 +114,7 @@ def test_grouped_queries_are_many_heads_with_repeated_keys_and_values():
 def test_rope_scores_depend_on_the_distance_alone():
   rng = np.random.default_rng(0)
   q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
-  turn = lambda x, position: layers.rope(x, jnp.array([[position]]), 100.0)
+  turn = lambda x, position: rope.turn(x, rope.table(jnp.array([[position]]), 8, 100.0))
   score = lambda i, j: float(jnp.vdot(turn(q, i), turn(k, j)))
   for i, j in ((5, 2), (9, 1), (3, 3)):
     assert score(i, j) == pytest.approx(score(i + 17, j + 17), abs=1e-4)
@@ -125,8 +125,16 @@ def test_rope_scores_depend_on_the_distance_alone():
 
 def test_rope_by_hand():
   # two channels: one pair, frequency 1; position 2 turns by 2 radians
-  np.testing.assert_allclose(layers.rope(jnp.array([[[[1.0, 0.0]]]]), jnp.array([[2]]), 1e4)[0, 0, 0],
-                             [np.cos(2), np.sin(2)], rtol=1e-6)
+  by = rope.table(jnp.array([[2]]), 2, 1e4)
+  np.testing.assert_allclose(rope.turn(jnp.array([[[[1.0, 0.0]]]]), by)[0, 0, 0], [np.cos(2), np.sin(2)], rtol=1e-6)
+
+
+def test_rope_lookup_is_the_table_of_those_positions_and_nan_beyond_it():
+  every = rope.table(jnp.arange(9)[None], 8, 100.0)
+  position_N = jnp.array([3, 0, 8])
+  for a, b in zip(rope.lookup(every, position_N), rope.table(position_N[:, None], 8, 100.0), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert np.isnan(rope.lookup(every, jnp.array([9])).cos).all()
 
 
 def test_rms_norm_by_hand_in_f32_whatever_the_type():

@@ -244,7 +244,7 @@ def test_a_uniform_number_picks_the_token_where_the_cumulative_softmax_passes_it
   upto_V /= upto_V[-1]
   uniform_M = np.concatenate([[0.0, np.nextafter(np.float32(1), np.float32(0))], rng.random(2000)]).astype(np.float32)
   clear = np.abs(uniform_M[:, None] - upto_V).min(1) > 1e-5   # else rounding decides
-  token_M = np.asarray(jax.vmap(sampler.draw, (None, 0))(logit_V, uniform_M))
+  token_M = np.asarray(jax.vmap(sampler.draw, (None, 0))(jnp.exp(logit_V - logit_V.max()), uniform_M))
   assert clear.mean() > 0.9
   np.testing.assert_array_equal(token_M[clear], np.searchsorted(upto_V, uniform_M, side="right")[clear])
   assert (logit_V[token_M] > sampler.CUT).all()
@@ -290,7 +290,7 @@ def test_draw_is_the_inverse_of_the_cumulative_softmax(V):
   p_V = np.exp(logit_V.astype(np.float64) - logit_V.max())
   edges_V = np.cumsum(p_V / p_V.sum())
   uniform_M = np.linspace(0, 1, 2001)[:-1].astype(np.float32)
-  token_M = np.asarray(jax.vmap(sampler.draw, (None, 0))(jnp.asarray(logit_V), uniform_M))
+  token_M = np.asarray(jax.vmap(sampler.draw, (None, 0))(jnp.exp(logit_V - logit_V.max()), uniform_M))
   clear = np.abs(uniform_M[:, None] - edges_V[None]).min(1) > 1e-5       # at an edge rounding may choose
   np.testing.assert_array_equal(token_M[clear], np.searchsorted(edges_V, uniform_M[clear], side="right"))
   assert (p_V[token_M] > 0).all()                                        # what was cut off is never drawn

@@ -1,4 +1,4 @@
-"""The parts that every decoder here shares: RMSNorm, rotary positions, SwiGLU. Letters: r1jax/types.py."""
+"""The parts that every decoder here shares: linear, RMSNorm, SwiGLU. Letters: r1jax/types.py."""
 
 from __future__ import annotations
 
@@ -29,16 +29,6 @@ def rms_norm(x, scale, eps: float):
   x32 = x.astype(jnp.float32)
   x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
   return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
-
-
-def rope(x_NTHC, position_NT, theta: float):
-  """Rotary positions (2104.09864), the first half of the channels paired with the second as in HF models."""
-  half = x_NTHC.shape[-1] // 2
-  frequency_C = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle_NT1C = position_NT[..., None, None].astype(jnp.float32) * frequency_C
-  cos, sin = jnp.cos(angle_NT1C), jnp.sin(angle_NT1C)
-  a, b = jnp.split(x_NTHC.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_NTHC.dtype)
 
 
 def swiglu_params(dim: int, ffn: int, out_std: float):

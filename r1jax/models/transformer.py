@@ -11,7 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from r1jax.models import attention, layers, param
+from r1jax.models import attention, layers, param, rope
 from r1jax.models.param import Param, normal
 from r1jax.sharding import shard
 
@@ -82,18 +82,24 @@ def init(cfg: ModelConfig, key: jax.Array):
   return param.init(params(cfg), key, jnp.dtype(cfg.dtype))
 
 
+def positions(cfg: ModelConfig, position_NT) -> rope.Table:
+  return rope.table(position_NT, cfg.head_dim, cfg.rope_theta)
+
+
 def forward(p, cfg: ModelConfig, token_NT, position_NT, attend=attention.causal, cache=None, keep=False):
   """Hidden states after the final norm [N, T, D], and what each layer's attention kept, if `keep`.
 
+  position_NT: 0, 1, ... along each sequence, or what `positions` made of them.
   attend(q_NTHC, kv, layer_cache) -> (o_NTHC, kept) decides what each token sees. Without a cache the layers are
   scanned and what they keep is stacked on a leading axis. `cache` is a tuple with one entry per layer; it is
   updated in place where the caller's loop allows, which needs an array per layer: so the layers are unrolled.
   """
   x_NTD = shard(p["embed"][token_NT], "batch", None, "embed_act")
+  turned = position_NT if isinstance(position_NT, rope.Table) else positions(cfg, position_NT)
 
   def layer(x_NTD, w, layer_cache=None):
     h_NTD = layers.rms_norm(x_NTD, w["attention_norm"], cfg.norm_eps)
-    q_NTHC, kv = attention.project(w["attention"], cfg, h_NTD, position_NT)
+    q_NTHC, kv = attention.project(w["attention"], h_NTD, turned)
     o_NTHC, kept = attend(q_NTHC, kv, layer_cache)
     x_NTD = x_NTD + layers.linear(o_NTHC, w["attention"]["out"], axes=2)
     h_NTD = layers.rms_norm(x_NTD, w["ffn_norm"], cfg.norm_eps)
