@@ -29,7 +29,7 @@ def get_config(arg=None):
     end_token=placeholder(str),
   )
   c.task = dict(name="gsm8k", held_out=64)
-  c.model = dict(dim=128, layers=4, heads=4, kv_heads=2, ffn=384, rope_theta=10_000.0)
+  c.model = dict(dim=128, layers=4, heads=4, kv_heads=2, ffn=384, rope=dict(theta=10_000.0))
   c.reasoning_rl = dict(
     rollouts=10,
     questions_per_rollout=8,

@@ -30,6 +30,8 @@ class Rollouts:
   logps: list[np.ndarray]        # N, one log-prob per answer token, at the sampling temperature
   texts: list[str]               # N, without the end token
   truncated_N: np.ndarray        # bool: hit max_tokens before its end token
+  prompt_experts: list[np.ndarray] | None = None   # B, [P, L, k]: MoE layers' experts of each token, else None
+  experts: list[np.ndarray] | None = None          # N, [answer tokens, L, k]
 
   @property
   def group_size(self) -> int:
@@ -41,7 +43,7 @@ def sample(params, problems: Sequence[Problem], group_size: int, *, model: Model
   """`group_size` answers to each problem. prompts_at_once bounds memory; what is sampled does not depend on it."""
   prompts = tokenizer.encode_batch([p.prompt for p in problems])
   at_once = prompts_at_once or len(problems)
-  answers, logps, truncated = [], [], []
+  answers, logps, truncated, prompt_experts, experts = [], [], [], [], []
   for i in range(0, len(problems), at_once):
     part, ids = prompts[i:i + at_once], [p.id for p in problems[i:i + at_once]]
     count = len(part)
@@ -56,8 +58,12 @@ def sample(params, problems: Sequence[Problem], group_size: int, *, model: Model
       answers.append(token_NA[n, :length_N[n]].tolist())
       logps.append(logp_NA[n, :length_N[n]].copy())
       truncated.append(not done_N[n])
+    if model.moe:
+      prompt_expert_BPLk, expert_NALk = np.asarray(state.prompt_expert_BPLk), np.asarray(state.expert_NALk)
+      prompt_experts += [prompt_expert_BPLk[b, :len(part[b])].copy() for b in range(count)]
+      experts += [expert_NALk[n, :length_N[n]].copy() for n in range(count * group_size)]
   return Rollouts(list(problems), prompts, answers, logps, [tokenizer.decode(a) for a in answers],
-                  np.asarray(truncated))
+                  np.asarray(truncated), prompt_experts or None, experts or None)
 
 
 def score(rollouts: Rollouts, terms: dict[str, tuple[float, Reward]], truncated: str = "wrong"):
@@ -87,15 +93,23 @@ def to_batch(rollouts: Rollouts, advantage_N, valid_N=None, shared_prompt: bool 
   """
   G, N = rollouts.group_size, len(rollouts.answers)
   prompts = rollouts.prompts if shared_prompt else [p for p in rollouts.prompts for _ in range(G)]
-  A = train.bucket(max(map(len, rollouts.answers)))
+  A, P = train.bucket(max(map(len, rollouts.answers))), train.bucket(max(map(len, prompts)))
+  routing = {}
+  if rollouts.experts is not None:
+    of_prompts = rollouts.prompt_experts if shared_prompt else [e for e in rollouts.prompt_experts for _ in range(G)]
+    routing = dict(prompt_expert_BPLk=_pad_tokens(of_prompts, P), expert_NALk=_pad_tokens(rollouts.experts, A))
   valid = np.ones(N) if valid_N is None else valid_N
   return Batch(
-    prompt_BP=train.pad_rows(prompts, train.bucket(max(map(len, prompts))), 0),
+    prompt_BP=train.pad_rows(prompts, P, 0),
     prompt_length_B=np.asarray([len(p) for p in prompts], np.int32),
     answer_NA=train.pad_rows(rollouts.answers, A, 0),
     mask_NA=train.pad_rows([[float(v)] * len(a) for a, v in zip(rollouts.answers, valid, strict=True)], A, 0.0),
     advantage_N=np.asarray(advantage_N, np.float32),
-    sampler_logp_NA=train.pad_rows(rollouts.logps, A, 0.0))
+    sampler_logp_NA=train.pad_rows(rollouts.logps, A, 0.0), **routing)
+
+
+def _pad_tokens(rows: list[np.ndarray], length: int) -> np.ndarray:
+  return np.stack([np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in rows])
 
 
 def take(batch: Batch, questions, group_size: int) -> Batch:

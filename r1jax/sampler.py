@@ -14,8 +14,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from r1jax.models import attention, rope, transformer
-from r1jax.models.attention import KV, DecodeCache
+from r1jax.models import rope, transformer
+from r1jax.models.attention import DecodeCache
 from r1jax.models.transformer import ModelConfig
 
 CUT = -1e30
@@ -57,6 +57,9 @@ class SampleState:
   token_NA: jax.Array            # answers, padded with the end token
   logp_NA: jax.Array             # 0 after the end
   length_N: jax.Array            # end token included
+  # MoE models: experts of each token in each MoE layer, for the trainer to use again; else None
+  prompt_expert_BPLk: jax.Array | None = None
+  expert_NALk: jax.Array | None = None
 
 
 def sample_keys(seed: int, step, problem_B, samples_G):
@@ -108,14 +111,18 @@ def prefill(params, model: ModelConfig, prompt_BP, length_B, key_N, max_tokens: 
   B, P = prompt_BP.shape
   N = key_N.shape[0]
   position_BP = jnp.broadcast_to(jnp.arange(P), (B, P))
-  hidden_BPD, kv = transformer.forward(params, model, prompt_BP, position_BP, keep=True)
+  hidden_BPD, kept = transformer.forward(params, model, prompt_BP, position_BP, keep=True)
   last_BD = jnp.take_along_axis(hidden_BPD, (length_B - 1)[:, None, None], axis=1)[:, 0]
-  cache = tuple(attention.decode_cache(KV(kv.k[i], kv.v[i]), N, max_tokens) for i in range(model.layers))
+  cache = transformer.decode_cache(model, kept.kv, N, max_tokens)
+  experts = {}
+  if model.moe:
+    shape = (N, max_tokens, model.stacks["moe_layers"], model.moe.top_k)
+    experts = dict(prompt_expert_BPLk=_by_token(model, kept), expert_NALk=jnp.zeros(shape, model.moe.index_dtype))
   return SampleState(
     hidden_ND=jnp.repeat(last_BD, N // B, axis=0), cache=cache,
     prompt_length_B=length_B, t=jnp.int32(0), done_N=jnp.zeros(N, bool), key_N=key_N,
     token_NA=jnp.full((N, max_tokens), end_id, jnp.int32), logp_NA=jnp.zeros((N, max_tokens)),
-    length_N=jnp.zeros(N, jnp.int32))
+    length_N=jnp.zeros(N, jnp.int32), **experts)
 
 
 def decode_one(params, model: ModelConfig, cfg: SampleConfig, end_id: int, turned: rope.Table, state: SampleState):
@@ -132,15 +139,23 @@ def decode_one(params, model: ModelConfig, cfg: SampleConfig, end_id: int, turne
   logp_N = jnp.take_along_axis(logit_NV, token_N[:, None], axis=1)[:, 0] - jnp.log(jnp.exp(logit_NV).sum(axis=-1))
 
   position_N = jnp.repeat(state.prompt_length_B, N // state.prompt_length_B.shape[0]) + t
-  attend = functools.partial(attention.decode, state.prompt_length_B, t)
-  hidden_N1D, cache = transformer.forward(params, model, token_N[:, None], rope.lookup(turned, position_N), attend,
-                                          state.cache, keep=True)
+  attend = transformer.decode_attention(model, state.prompt_length_B, t)
+  hidden_N1D, kept = transformer.forward(params, model, token_N[:, None], rope.lookup(turned, position_N), attend,
+                                         state.cache, keep=True)
+  experts = {}
+  if model.moe:
+    experts["expert_NALk"] = jax.lax.dynamic_update_slice(state.expert_NALk, _by_token(model, kept), (0, t, 0, 0))
   column = lambda old, x: jax.lax.dynamic_update_slice(old, x[:, None], (0, t))
   return state.replace(
-    hidden_ND=hidden_N1D[:, 0], cache=cache, t=t + 1,
+    hidden_ND=hidden_N1D[:, 0], cache=kept.kv, t=t + 1,
     done_N=state.done_N | (token_N == end_id), token_NA=column(state.token_NA, token_N),
     logp_NA=column(state.logp_NA, jnp.where(state.done_N, 0.0, logp_N)),
-    length_N=state.length_N + ~state.done_N)
+    length_N=state.length_N + ~state.done_N, **experts)
+
+
+def _by_token(model: ModelConfig, kept: transformer.Kept):
+  """Experts [N, T, L, k], from the routing's [L, N, T, k]."""
+  return jnp.moveaxis(kept.routing.expert_NTk, 0, 2).astype(model.moe.index_dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "cfg", "end_id"))
@@ -152,7 +167,7 @@ def start(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: Sample
 def advance(params, state: SampleState, steps, *, model: ModelConfig, cfg: SampleConfig, end_id: int) -> SampleState:
   """At most `steps` more tokens; less when every answer has ended."""
   stop = jnp.minimum(state.t + steps, cfg.max_tokens)
-  turned = transformer.positions(model, jnp.arange(state.cache[0].prompt.v.shape[2] + cfg.max_tokens)[None])
+  turned = transformer.positions(model, jnp.arange(state.cache[0].prompt_tokens + cfg.max_tokens)[None])
   return jax.lax.while_loop(lambda s: (s.t < stop) & ~s.done_N.all(),
                             functools.partial(decode_one, params, model, cfg, end_id, turned), state)
 

@@ -24,6 +24,7 @@ RULES = dict(
   heads="tensor",
   kv_heads="tensor",
   ffn="tensor",
+  expert=None,
   vocab="tensor",
   layers=None,
 )

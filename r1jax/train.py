@@ -20,11 +20,19 @@ from r1jax.models.transformer import ModelConfig
 from r1jax.types import Batch, TrainState
 
 
-def token_logprobs(params, model: ModelConfig, prompt_BP, prompt_length_B, answer_NA, temperature: float = 1.0):
+def token_logprobs(params, model: ModelConfig, prompt_BP, prompt_length_B, answer_NA, temperature: float = 1.0,
+                   experts=None, mask_NA=None):
   """log p(answer token | prompt, answer tokens before it) and the entropy of that prediction, each [N, A], f32.
 
   N = B * G answers, prompt-major; each prompt is computed once. What stands at padding is masked by the caller.
+  experts: (prompt_expert_BPLk, expert_NALk) of the sampler, for MoE layers to use again.
   """
+  return logprobs_and_routing(params, model, prompt_BP, prompt_length_B, answer_NA, temperature, experts, mask_NA)[:2]
+
+
+def logprobs_and_routing(params, model: ModelConfig, prompt_BP, prompt_length_B, answer_NA, temperature: float = 1.0,
+                         experts=None, mask_NA=None):
+  """token_logprobs, and the MoE layers' Routing (None without them), whose load leaves padding out by mask_NA."""
   (B, P), (N, A) = prompt_BP.shape, answer_NA.shape
   G = N // B
   # the last prompt token predicts the first answer token, and the last answer token predicts nothing
@@ -32,21 +40,30 @@ def token_logprobs(params, model: ModelConfig, prompt_BP, prompt_length_B, answe
   answer_position_BA = prompt_length_B[:, None] + jnp.arange(A - 1)
   position_BS = jnp.concatenate([jnp.tile(jnp.arange(P), (B, 1)), jnp.tile(answer_position_BA, (1, G))], axis=1)
   attend = functools.partial(attention.shared_prompt, P, G, prompt_length_B)
-  hidden_BSD, _ = transformer.forward(params, model, token_BS, position_BS, attend)
+  replay_LBSk = mask_BS = None
+  if experts is not None:
+    prompt_expert_BPLk, expert_NALk = experts
+    own_BSLk = expert_NALk[:, :-1].reshape(B, G * (A - 1), *expert_NALk.shape[2:])
+    replay_LBSk = jnp.moveaxis(jnp.concatenate([prompt_expert_BPLk, own_BSLk], axis=1), 2, 0)
+  if mask_NA is not None:
+    prompt_mask_BP = jnp.arange(P) < prompt_length_B[:, None]
+    mask_BS = jnp.concatenate([prompt_mask_BP, mask_NA[:, :-1].reshape(B, G * (A - 1))], axis=1).astype(jnp.float32)
+  hidden_BSD, kept = transformer.forward(params, model, token_BS, position_BS, attend, replay_LNTk=replay_LBSk,
+                                         mask_NT=mask_BS)
   last_B1D = jnp.take_along_axis(hidden_BSD[:, :P], (prompt_length_B - 1)[:, None, None], axis=1)
   answer_NAD = hidden_BSD[:, P:].reshape(N, A - 1, model.dim)
   hidden_NAD = jnp.concatenate([jnp.repeat(last_B1D, G, axis=0), answer_NAD], axis=1)
   logp_M, entropy_M = losses.token_logprobs(hidden_NAD.reshape(N * A, -1), transformer.head(params),
                                             answer_NA.reshape(-1), temperature, model.logit_chunk)
-  return logp_M.reshape(N, A), entropy_M.reshape(N, A)
+  return logp_M.reshape(N, A), entropy_M.reshape(N, A), kept.routing
 
 
 @functools.partial(jax.jit, static_argnames=("model", "temperature", "micro_batches"))
-def score(params, prompt_BP, prompt_length_B, answer_NA, *, model: ModelConfig, temperature: float = 1.0,
+def score(params, prompt_BP, prompt_length_B, answer_NA, experts=None, *, model: ModelConfig, temperature: float = 1.0,
           micro_batches: int = 1):
-  """log-probs [N, A] of given answers: the old policy's, the reference's."""
-  one = lambda part: token_logprobs(params, model, *part, temperature)[0]
-  parts = split((prompt_BP, prompt_length_B, answer_NA), micro_batches)
+  """log-probs [N, A] of given answers: the old policy's (its experts used again), the reference's (its own)."""
+  one = lambda part: token_logprobs(params, model, *part[:3], temperature, part[3])[0]
+  parts = split((prompt_BP, prompt_length_B, answer_NA, experts), micro_batches)
   out = jax.lax.map(one, parts) if micro_batches > 1 else one(jax.tree.map(lambda x: x[0], parts))[None]
   return out.reshape(answer_NA.shape)
 

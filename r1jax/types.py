@@ -46,6 +46,9 @@ class Batch:
   old_logp_NA: jax.Array | None = None      # None: on-policy, the ratio is 1 and only its gradient counts
   ref_logp_NA: jax.Array | None = None      # None: no KL term
   sampler_logp_NA: jax.Array | None = None  # for the mismatch metric
+  # MoE layers' experts as the sampler chose them (models/moe.py), to be used again; None: the trainer's own choice
+  prompt_expert_BPLk: jax.Array | None = None
+  expert_NALk: jax.Array | None = None
 
 
 @flax.struct.dataclass

@@ -11,6 +11,7 @@ from tiny import token_logprobs, weights
 
 from r1jax import losses
 from r1jax.models import layers, param, rope, transformer
+from r1jax.models.rope import RopeConfig
 from r1jax.models.transformer import REMAT, ModelConfig
 
 MODEL = ModelConfig(vocab=23, dim=16, layers=3, heads=4, kv_heads=2, ffn=24, head_dim=6, logit_chunk=8)
@@ -37,7 +38,7 @@ def numpy_decoder(p, model, token_T):
   half = model.head_dim // 2
 
   def rotate(x, position):
-    turned = [(x[i] + 1j * x[i + half]) * np.exp(1j * position * model.rope_theta ** (-i / half)) for i in range(half)]
+    turned = [(x[i] + 1j * x[i + half]) * np.exp(1j * position * model.rope.theta ** (-i / half)) for i in range(half)]
     return np.array([z.real for z in turned] + [z.imag for z in turned])
 
   xs = [p["embed"][t] for t in token_T]
@@ -63,7 +64,8 @@ def numpy_decoder(p, model, token_T):
   return np.array([norm(x, p["final_norm"]) for x in xs])
 
 
-@pytest.mark.parametrize("change", [dict(), dict(kv_heads=1), dict(kv_heads=4, head_dim=4), dict(rope_theta=100.0),
+@pytest.mark.parametrize("change", [dict(), dict(kv_heads=1), dict(kv_heads=4, head_dim=4),
+                                    dict(rope=RopeConfig(theta=100.0)),
                                     dict(tied_head=False, layers=1)])
 def test_forward_agrees_with_a_numpy_decoder(change):
   model = dataclasses.replace(MODEL, **change)
@@ -114,7 +116,7 @@ def test_grouped_queries_are_many_heads_with_repeated_keys_and_values():
 def test_rope_scores_depend_on_the_distance_alone():
   rng = np.random.default_rng(0)
   q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
-  turn = lambda x, position: rope.turn(x, rope.table(jnp.array([[position]]), 8, 100.0))
+  turn = lambda x, position: rope.turn(x, rope.table(RopeConfig(100.0), jnp.array([[position]]), 8))
   score = lambda i, j: float(jnp.vdot(turn(q, i), turn(k, j)))
   for i, j in ((5, 2), (9, 1), (3, 3)):
     assert score(i, j) == pytest.approx(score(i + 17, j + 17), abs=1e-4)
@@ -125,14 +127,14 @@ def test_rope_scores_depend_on_the_distance_alone():
 
 def test_rope_by_hand():
   # two channels: one pair, frequency 1; position 2 turns by 2 radians
-  by = rope.table(jnp.array([[2]]), 2, 1e4)
+  by = rope.table(RopeConfig(), jnp.array([[2]]), 2)
   np.testing.assert_allclose(rope.turn(jnp.array([[[[1.0, 0.0]]]]), by)[0, 0, 0], [np.cos(2), np.sin(2)], rtol=1e-6)
 
 
 def test_rope_lookup_is_the_table_of_those_positions_and_nan_beyond_it():
-  every = rope.table(jnp.arange(9)[None], 8, 100.0)
+  every = rope.table(RopeConfig(100.0), jnp.arange(9)[None], 8)
   position_N = jnp.array([3, 0, 8])
-  for a, b in zip(rope.lookup(every, position_N), rope.table(position_N[:, None], 8, 100.0), strict=True):
+  for a, b in zip(rope.lookup(every, position_N), rope.table(RopeConfig(100.0), position_N[:, None], 8), strict=True):
     np.testing.assert_array_equal(a, b)
   assert np.isnan(rope.lookup(every, jnp.array([9])).cos).all()
 

@@ -1,5 +1,7 @@
 """Grouped-query attention (2305.13245): H query heads share K key/value heads, R = H / K each.
 
+The functions of who sees whom (causal, shared_prompt, decode) are called `attend(q_NTHC, kv, cache)` by the layer and
+divide scores by the root of q's width; the values may have another width (MLA).
 Keys and values are laid out [N, K, T, C]; the decode step's keys [N, K, C, T], which thin products read in half the
 time on CPU. Scores and softmax are f32.
 """
@@ -12,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.models import rope
-from r1jax.models.layers import linear
-from r1jax.models.param import Param, normal
+from r1jax.models.layers import linear, norm_params, rms_norm
+from r1jax.models.param import Param, normal, zeros
 
 MASKED = -1e30   # not -inf: a row with nothing to see must stay finite
 
@@ -27,25 +29,42 @@ class KV(NamedTuple):
 class DecodeCache(NamedTuple):
   """What G answers to each of B prompts can look back on in one layer: the prompt, held once, and what they said."""
   prompt: KV          # k [B, K, C, P], v [B, K, P, C]
-  own: KV             # k [N, K, C, A], v [N, K, A, C]
+  own: KV             # k [N, K, C, A], v [N, K, A, C]; latents (MLA) are k [N, 1, A, X] with no v
+
+  @property
+  def prompt_tokens(self) -> int:
+    return (self.prompt.k if self.prompt.v is None else self.prompt.v).shape[2]
 
 
 def params(cfg):
   D, H, K, C = cfg.dim, cfg.heads, cfg.kv_heads, cfg.head_dim
-  return dict(
+  tree = dict(
     q=Param((D, H, C), ("embed", "heads", None), normal(D**-0.5)),
     k=Param((D, K, C), ("embed", "kv_heads", None), normal(D**-0.5)),
     v=Param((D, K, C), ("embed", "kv_heads", None), normal(D**-0.5)),
     out=Param((H, C, D), ("heads", None, "embed"), normal((H * C) ** -0.5 * cfg.out_std)),
   )
+  if cfg.qkv_bias:
+    tree |= {f"{x}_bias": Param((n, C), (axis, None), zeros)
+             for x, n, axis in (("q", H, "heads"), ("k", K, "kv_heads"), ("v", K, "kv_heads"))}
+  if cfg.qk_norm:
+    tree |= dict(q_norm=norm_params(C), k_norm=norm_params(C))
+  return tree
 
 
-def project(p, x_NTD, turned: rope.Table):
-  """Queries [N, T, H, C] and the KV [N, K, T, C] of these tokens, both with rotary positions applied."""
-  q_NTHC = rope.turn(linear(x_NTD, p["q"]), turned)
-  k_NTKC = rope.turn(linear(x_NTD, p["k"]), turned)
-  v_NTKC = linear(x_NTD, p["v"])
-  return q_NTHC, KV(k_NTKC.swapaxes(1, 2), v_NTKC.swapaxes(1, 2))
+def block(p, cfg, x_NTD, turned: rope.Table, attend, cache=None):
+  """x through the attention of one layer [N, T, D], and what `attend` kept of its keys and values.
+
+  Biases are Qwen2's, norms over each head's channels Qwen3's.
+  """
+  q_NTHC, k_NTKC, v_NTKC = (linear(x_NTD, p[x]) for x in "qkv")
+  if cfg.qkv_bias:
+    q_NTHC, k_NTKC, v_NTKC = q_NTHC + p["q_bias"], k_NTKC + p["k_bias"], v_NTKC + p["v_bias"]
+  if cfg.qk_norm:
+    q_NTHC, k_NTKC = (rms_norm(x, p[name], cfg.norm_eps) for x, name in ((q_NTHC, "q_norm"), (k_NTKC, "k_norm")))
+  q_NTHC, k_NTKC = rope.turn(q_NTHC, turned), rope.turn(k_NTKC, turned)
+  o_NTHC, kept = attend(q_NTHC, KV(k_NTKC.swapaxes(1, 2), v_NTKC.swapaxes(1, 2)), cache)
+  return linear(o_NTHC, p["out"], axes=2), kept
 
 
 def _sees(R: int, T: int):
@@ -71,7 +90,8 @@ def causal(q_NTHC, kv: KV, cache=None):
   q_NKMC = q_NTHC.reshape(N, T, K, R, C).transpose(0, 2, 3, 1, 4).reshape(N, K, R * T, C) * C**-0.5
   weight_NKMT = jax.nn.softmax(_scores(q_NKMC, kv.k, _sees(R, T)), axis=-1).astype(kv.v.dtype)
   o_NKMC = weight_NKMT @ kv.v
-  return o_NKMC.reshape(N, K, R, T, C).transpose(0, 3, 1, 2, 4).reshape(N, T, H, C), kv
+  o_NTKRC = o_NKMC.reshape(N, K, R, T, kv.v.shape[3]).transpose(0, 3, 1, 2, 4)
+  return o_NTKRC.reshape(N, T, H, kv.v.shape[3]), kv
 
 
 def shared_prompt(P: int, G: int, prompt_length_B, q_BSHC, kv: KV, cache=None):
@@ -86,7 +106,7 @@ def shared_prompt(P: int, G: int, prompt_length_B, q_BSHC, kv: KV, cache=None):
   A, R = (S - P) // G, H // K
   o_BPHC, _ = causal(q_BSHC[:, :P], KV(kv.k[:, :, :P], kv.v[:, :, :P]))
   q_BKGMC = q_BSHC[:, P:].reshape(B, G, A, K, R, C).transpose(0, 3, 1, 4, 2, 5).reshape(B, K, G, R * A, C) * C**-0.5
-  k_BKGAC, v_BKGAC = (x[:, :, P:].reshape(B, K, G, A, C) for x in kv)
+  k_BKGAC, v_BKGAC = (x[:, :, P:].reshape(B, K, G, A, x.shape[3]) for x in kv)
   valid_B11P = jnp.arange(P) < prompt_length_B[:, None, None, None]
   to_prompt = _scores(q_BKGMC.reshape(B, K, G * R * A, C), kv.k[:, :, :P], valid_B11P).reshape(B, K, G, R * A, P)
   to_own = _scores(q_BKGMC, k_BKGAC, _sees(R, A))
@@ -96,9 +116,10 @@ def shared_prompt(P: int, G: int, prompt_length_B, q_BSHC, kv: KV, cache=None):
   to_prompt, to_own = jnp.exp(to_prompt - highest), jnp.exp(to_own - highest)
   total = to_prompt.sum(-1, keepdims=True) + to_own.sum(-1, keepdims=True)
   to_prompt, to_own = to_prompt.astype(kv.v.dtype), to_own.astype(kv.v.dtype)
-  o_BKGMC = (to_prompt.reshape(B, K, G * R * A, P) @ kv.v[:, :, :P]).reshape(B, K, G, R * A, C) + to_own @ v_BKGAC
-  o_BKGRAC = (o_BKGMC / total).astype(kv.v.dtype).reshape(B, K, G, R, A, C)
-  o_BSHC = o_BKGRAC.transpose(0, 2, 4, 1, 3, 5).reshape(B, G * A, H, C)
+  o_BKMC = to_prompt.reshape(B, K, G * R * A, P) @ kv.v[:, :, :P]
+  o_BKGMC = o_BKMC.reshape(B, K, G, R * A, kv.v.shape[3]) + to_own @ v_BKGAC
+  o_BKGRAC = (o_BKGMC / total).astype(kv.v.dtype).reshape(B, K, G, R, A, kv.v.shape[3])
+  o_BSHC = o_BKGRAC.transpose(0, 2, 4, 1, 3, 5).reshape(B, G * A, H, kv.v.shape[3])
   return jnp.concatenate([o_BPHC, o_BSHC], axis=1), None
 
 

@@ -22,6 +22,7 @@ class Param(NamedTuple):
   shape: tuple[int, ...]
   axes: tuple[str | None, ...]
   init: Initialiser
+  dtype: str | None = None       # None: the model's
 
 
 def is_param(x) -> bool:
@@ -37,21 +38,27 @@ def ones(key, shape, dtype):
   return jnp.ones(shape, dtype)
 
 
+def zeros(key, shape, dtype):
+  del key
+  return jnp.zeros(shape, dtype)
+
+
 def stack(tree, layers: int):
   """Adds a leading axis of `layers`: layers of one kind live in one array and are scanned."""
-  return jax.tree.map(lambda p: Param((layers, *p.shape), ("layers", *p.axes), p.init), tree, is_leaf=is_param)
+  return jax.tree.map(lambda p: p._replace(shape=(layers, *p.shape), axes=("layers", *p.axes)), tree, is_leaf=is_param)
 
 
 def init(tree, key: jax.Array, dtype=jnp.float32):
   """Values of all weights. A leaf's key is folded from its path: adding a weight leaves the others as they were."""
   def leaf(path, p):
-    return p.init(jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()) % 2**31), p.shape, dtype)
+    number = zlib.crc32(jax.tree_util.keystr(path).encode()) % 2**31
+    return p.init(jax.random.fold_in(key, number), p.shape, p.dtype or dtype)
   return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=is_param)
 
 
 def abstract(tree, dtype=jnp.float32):
   """Shapes and dtypes with no memory behind them: for lowering, checkpoints and plans."""
-  return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), tree, is_leaf=is_param)
+  return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype or dtype), tree, is_leaf=is_param)
 
 
 def count(tree) -> int:

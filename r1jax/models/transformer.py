@@ -1,18 +1,23 @@
-"""The decoder: embedding, L pre-norm layers of attention and feed-forward, final norm, head.
+"""The decoder: embedding, pre-norm layers of attention (GQA or MLA) and feed-forward (dense or MoE), norm, head.
 
-One `forward` serves training, scoring, prefill and decoding; they differ in the attention that is passed in. Layers are
-stacked on a leading axis and scanned, so compile time does not grow with depth. Letters: r1jax/types.py.
+One `forward` serves training, scoring, prefill and decoding; they differ in the attention that is passed in. Layers of
+a kind are stacked on a leading axis and scanned, so compile time does not grow with depth. Letters: r1jax/types.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from r1jax.models import attention, layers, param, rope
+from r1jax.models import attention, layers, mla, moe, param, rope
+from r1jax.models.mla import MLAConfig
+from r1jax.models.moe import MoEConfig
 from r1jax.models.param import Param, normal
+from r1jax.models.rope import RopeConfig
 from r1jax.sharding import shard
 
 # what the backward pass recomputes: nothing; all but matmul results (less memory traffic, so faster too); whole layers
@@ -21,16 +26,22 @@ REMAT = ("none", "elementwise", "layer")
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Sizes of the decoder. All weights and activations have `dtype`; norms, softmax and log-probs are f32."""
+  """Sizes of the decoder. All weights and activations have `dtype`; norms, softmax, router and log-probs are f32."""
   vocab: int
   dim: int
   layers: int
   heads: int
-  kv_heads: int
-  ffn: int
-  head_dim: int = 0              # 0: dim / heads
-  rope_theta: float = 10_000.0
+  kv_heads: int                  # with MLA: as heads
+  ffn: int                       # of dense layers
+  head_dim: int = 0              # 0: dim / heads; with MLA: set by it
+  rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
   norm_eps: float = 1e-6
+  qkv_bias: bool = False         # Qwen2
+  qk_norm: bool = False          # Qwen3
+  mla: MLAConfig | None = None   # DeepSeek's attention in place of GQA
+  moe: MoEConfig | None = None   # experts in all layers but the first `dense_layers`
+  dense_layers: int = 0
+  mtp: int = 0                   # DeepSeek's multi-token prediction modules: 0 or 1
   tied_head: bool = True         # the head is the embedding, transposed
   dtype: str = "float32"
   remat: str = "elementwise"     # one of REMAT; changes time and memory, not results
@@ -42,12 +53,22 @@ class ModelConfig:
         raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
     if self.heads % self.kv_heads:
       raise ValueError(f"model.heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
-    if not self.head_dim and self.dim % self.heads:
-      raise ValueError(f"model.dim={self.dim} must be a multiple of heads={self.heads}, or head_dim given")
-    if not self.head_dim:
+    if self.mla:
+      if self.kv_heads != self.heads or self.qkv_bias or self.qk_norm:
+        raise ValueError(f"model.mla goes with kv_heads={self.kv_heads} = heads={self.heads}, no qkv_bias, no qk_norm")
+      object.__setattr__(self, "head_dim", self.mla.nope_dim + self.mla.rope_dim)
+    elif not self.head_dim:
+      if self.dim % self.heads:
+        raise ValueError(f"model.dim={self.dim} must be a multiple of heads={self.heads}, or head_dim given")
       object.__setattr__(self, "head_dim", self.dim // self.heads)
     if self.head_dim % 2:
       raise ValueError(f"model.head_dim={self.head_dim} must be even: rotary positions pair channels")
+    if self.rope.interleaved and not self.mla:
+      raise ValueError("model.rope.interleaved is for model.mla")
+    if not 0 <= self.dense_layers <= self.layers or (self.dense_layers and not self.moe):
+      raise ValueError(f"model.dense_layers={self.dense_layers} of layers={self.layers} goes with model.moe")
+    if self.mtp not in (0, 1):
+      raise ValueError(f"model.mtp={self.mtp} must be 0 or 1")
     if self.remat not in REMAT:
       raise ValueError(f"model.remat={self.remat!r} is none of {REMAT}")
     if self.dtype not in ("float32", "bfloat16", "float16"):
@@ -58,23 +79,51 @@ class ModelConfig:
     """Scale of the weights that write to the residual stream: it must not grow with depth (GPT-2)."""
     return (2 * self.layers) ** -0.5
 
+  @property
+  def stacks(self) -> dict[str, int]:
+    """Names of the parameter tree's stacks of layers, in order, and how many layers each has."""
+    if not self.moe:
+      return dict(layers=self.layers)
+    parts = dict(layers=self.dense_layers, moe_layers=self.layers - self.dense_layers)
+    return {name: count for name, count in parts.items() if count}
+
+
+class Kept(NamedTuple):
+  """What a forward pass leaves beside hidden states."""
+  kv: tuple | None = None             # a cache entry per layer, if it was asked for
+  routing: moe.Routing | None = None  # of the MoE layers, stacked on a leading axis
+
+
+def layer_params(cfg: ModelConfig, kind: str):
+  """One layer: kind "layers" is dense, "moe_layers" has experts."""
+  ffn = (dict(moe=moe.params(cfg)) if kind == "moe_layers"
+         else dict(ffn=layers.swiglu_params(cfg.dim, cfg.ffn, cfg.out_std)))
+  return dict(
+    attention_norm=layers.norm_params(cfg.dim),
+    attention=(mla if cfg.mla else attention).params(cfg),
+    ffn_norm=layers.norm_params(cfg.dim),
+    **ffn,
+  )
+
 
 def params(cfg: ModelConfig):
   """The declared parameter tree."""
-  layer = dict(
-    attention_norm=layers.norm_params(cfg.dim),
-    attention=attention.params(cfg),
-    ffn_norm=layers.norm_params(cfg.dim),
-    ffn=layers.swiglu_params(cfg.dim, cfg.ffn, cfg.out_std),
-  )
-  tree = dict(
+  tree: dict[str, Any] = dict(
     # a tied head wants logits of order one at the start, hence the small embedding; the norm undoes it within
     embed=Param((cfg.vocab, cfg.dim), ("vocab", "embed"), normal(cfg.dim**-0.5 if cfg.tied_head else 1.0)),
-    layers=param.stack(layer, cfg.layers),
+    **{kind: param.stack(layer_params(cfg, kind), count) for kind, count in cfg.stacks.items()},
     final_norm=layers.norm_params(cfg.dim),
   )
   if not cfg.tied_head:
     tree["head"] = Param((cfg.dim, cfg.vocab), ("embed", "vocab"), normal(cfg.dim**-0.5))
+  if cfg.mtp:
+    tree["mtp"] = dict(
+      embed_norm=layers.norm_params(cfg.dim),
+      hidden_norm=layers.norm_params(cfg.dim),
+      merge=Param((2 * cfg.dim, cfg.dim), (None, "embed"), normal((2 * cfg.dim) ** -0.5)),
+      layer=layer_params(cfg, "moe_layers" if cfg.moe else "layers"),
+      final_norm=layers.norm_params(cfg.dim),
+    )
   return tree
 
 
@@ -83,41 +132,70 @@ def init(cfg: ModelConfig, key: jax.Array):
 
 
 def positions(cfg: ModelConfig, position_NT) -> rope.Table:
-  return rope.table(position_NT, cfg.head_dim, cfg.rope_theta)
+  return rope.table(cfg.rope, position_NT, cfg.mla.rope_dim if cfg.mla else cfg.head_dim)
 
 
-def forward(p, cfg: ModelConfig, token_NT, position_NT, attend=attention.causal, cache=None, keep=False):
-  """Hidden states after the final norm [N, T, D], and what each layer's attention kept, if `keep`.
+def layer(cfg: ModelConfig, w, x_NTD, turned: rope.Table, attend, cache=None, replay_NTk=None, mask_NT=None):
+  """One layer, dense or MoE by its weights. Returns x, what its attention kept, and its Routing or None."""
+  h_NTD = layers.rms_norm(x_NTD, w["attention_norm"], cfg.norm_eps)
+  o_NTD, kv = (mla if cfg.mla else attention).block(w["attention"], cfg, h_NTD, turned, attend, cache)
+  x_NTD = x_NTD + o_NTD
+  h_NTD = layers.rms_norm(x_NTD, w["ffn_norm"], cfg.norm_eps)
+  if "moe" in w:
+    y_NTD, routing = moe.block(w["moe"], cfg, h_NTD, replay_NTk, mask_NT)
+  else:
+    y_NTD, routing = layers.swiglu(w["ffn"], h_NTD), None
+  return shard(x_NTD + y_NTD, "batch", None, "embed_act"), kv, routing
+
+
+def forward(p, cfg: ModelConfig, token_NT, position_NT, attend=attention.causal, cache=None, keep=False,
+            replay_LNTk=None, mask_NT=None):
+  """Hidden states after the final norm [N, T, D], and Kept: the cache entries of all layers if `keep`, the routing.
 
   position_NT: 0, 1, ... along each sequence, or what `positions` made of them.
-  attend(q_NTHC, kv, layer_cache) -> (o_NTHC, kept) decides what each token sees. Without a cache the layers are
-  scanned and what they keep is stacked on a leading axis. `cache` is a tuple with one entry per layer; it is
-  updated in place where the caller's loop allows, which needs an array per layer: so the layers are unrolled.
+  attend(q_NTHC, kv, layer_cache) -> (o_NTHC, kept) decides what each token sees. `cache` is a tuple with one entry per
+  layer; it is updated in place where the caller's loop allows, which needs an array per layer: so with a cache the
+  layers are unrolled, without one they are scanned.
+  replay_LNTk: experts of each MoE layer. mask_NT: 0 on padding, for the routing's statistics.
   """
   x_NTD = shard(p["embed"][token_NT], "batch", None, "embed_act")
   turned = position_NT if isinstance(position_NT, rope.Table) else positions(cfg, position_NT)
+  run = functools.partial(layer, cfg)
+  if cfg.remat != "none" and cache is None:
+    policy = dict(layer=None, elementwise=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)[cfg.remat]
+    run = jax.checkpoint(run, policy=policy, static_argnums=(3,))
 
-  def layer(x_NTD, w, layer_cache=None):
-    h_NTD = layers.rms_norm(x_NTD, w["attention_norm"], cfg.norm_eps)
-    q_NTHC, kv = attention.project(w["attention"], h_NTD, turned)
-    o_NTHC, kept = attend(q_NTHC, kv, layer_cache)
-    x_NTD = x_NTD + layers.linear(o_NTHC, w["attention"]["out"], axes=2)
-    h_NTD = layers.rms_norm(x_NTD, w["ffn_norm"], cfg.norm_eps)
-    x_NTD = shard(x_NTD + layers.swiglu(w["ffn"], h_NTD), "batch", None, "embed_act")
-    return x_NTD, (kept if keep else None)
+  kv, routing = [], None
+  for kind, count in cfg.stacks.items():
+    replay = replay_LNTk if kind == "moe_layers" else None
+    pick = lambda tree, i: jax.tree.map(lambda w: w[i], tree)
+    if cache is not None:
+      each = []
+      for i in range(count):
+        x_NTD, new, one = run(pick(p[kind], i), x_NTD, turned, attend, cache[len(kv)], pick(replay, i), mask_NT)
+        kv.append(new)
+        each.append(one)
+      stacked = jax.tree.map(lambda *x: jnp.stack(x), *each)
+    else:
+      def body(x_NTD, inputs):
+        x_NTD, new, one = run(inputs[0], x_NTD, turned, attend, None, inputs[1], mask_NT)
+        return x_NTD, (new if keep else None, one)
+      x_NTD, (kept, stacked) = jax.lax.scan(body, x_NTD, (p[kind], replay))
+      kv += [pick(kept, i) for i in range(count)]
+    routing = stacked if kind == "moe_layers" else None
+  hidden_NTD = layers.rms_norm(x_NTD, p["final_norm"], cfg.norm_eps)
+  return hidden_NTD, Kept(tuple(kv) if keep else None, routing)
 
-  if cache is not None:
-    kept = []
-    for i, layer_cache in enumerate(cache):
-      x_NTD, new = layer(x_NTD, jax.tree.map(lambda w, i=i: w[i], p["layers"]), layer_cache)
-      kept.append(new)
-    kept = tuple(kept)
-  else:
-    if cfg.remat != "none":
-      policy = dict(layer=None, elementwise=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)[cfg.remat]
-      layer = jax.checkpoint(layer, policy=policy)
-    x_NTD, kept = jax.lax.scan(layer, x_NTD, p["layers"])
-  return layers.rms_norm(x_NTD, p["final_norm"], cfg.norm_eps), kept
+
+def decode_cache(cfg: ModelConfig, kv: tuple, N: int, A: int) -> tuple:
+  """Caches of all layers for N answers of up to A tokens, from what a prefill of B prompts kept."""
+  return tuple((mla if cfg.mla else attention).decode_cache(one, N, A) for one in kv)
+
+
+def decode_attention(cfg: ModelConfig, prompt_length_B, t):
+  """The `attend` of a decode step: token t of every answer."""
+  decode = functools.partial(mla.decode, cfg.mla.kv_rank) if cfg.mla else attention.decode
+  return functools.partial(decode, prompt_length_B, t)
 
 
 def head(p):

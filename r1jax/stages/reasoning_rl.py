@@ -20,6 +20,7 @@ from r1jax import data, grpo, loop, optimizer, rollout, train
 from r1jax.evals import evaluate
 from r1jax.grpo import LossConfig
 from r1jax.loop import SaveConfig
+from r1jax.models import moe
 from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
 from r1jax.sampler import SampleConfig
@@ -38,6 +39,7 @@ class RLConfig:
   minibatches: int = 1                   # updates per rollout; R1-Zero: 16
   micro_batches: int = 1                 # parts of a minibatch, gradients added up; changes memory, not results
   shared_prompt: bool = True             # a group's prompt is computed once in training; changes time, not results
+  routing_replay: bool = True            # MoE: the trainer uses the experts that the sampler chose; V3.2 "Keep Routing"
   prompts_at_once: int = 0               # questions sampled together; 0: all. Changes memory, not results
   reference_refresh: int = 400           # updates, then the reference becomes the policy; 0: never. R1: 400
   truncated: str = "wrong"               # rollout.score
@@ -74,9 +76,16 @@ class RLConfig:
 
 def policy_loss(params, batch, *, model: ModelConfig, cfg: RLConfig):
   """-J of a minibatch: log-probs of the answers under `params`, then grpo.loss."""
-  logp_NA, entropy_NA = train.token_logprobs(params, model, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA,
-                                             cfg.sampling.scale)
-  return grpo.loss(logp_NA, entropy_NA, batch, cfg.loss)
+  logp_NA, entropy_NA, routing = train.logprobs_and_routing(
+    params, model, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, cfg.sampling.scale,
+    replay(batch), batch.mask_NA)
+  loss, metrics = grpo.loss(logp_NA, entropy_NA, batch, cfg.loss)
+  return loss, metrics | moe.metrics(routing)
+
+
+def replay(batch):
+  """The sampler's experts, for the trainer to use again (R3, 2510.11370); None for dense models or when it is off."""
+  return None if batch.expert_NALk is None else (batch.prompt_expert_BPLk, batch.expert_NALk)
 
 
 def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None, console=None):
@@ -91,8 +100,9 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
   rate = optimizer.schedule(cfg.optimizer, updates)
   update = train.compiled_step(lambda params, batch: policy_loss(params, batch, model=model, cfg=cfg), tx,
                                cfg.micro_batches)
-  score = lambda params, batch: np.asarray(train.score(
-    params, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, model=model, temperature=cfg.sampling.scale,
+  score = lambda params, batch, experts=None: np.asarray(train.score(
+    params, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, experts, model=model,
+    temperature=cfg.sampling.scale,
     micro_batches=cfg.minibatches * cfg.micro_batches))
 
   def advance(state, unit):
@@ -106,10 +116,12 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     rewarded = time.monotonic()
 
     batch = rollout.to_batch(rollouts, adv_N, valid_N, cfg.shared_prompt)
+    if not cfg.routing_replay:
+      batch = batch.replace(prompt_expert_BPLk=None, expert_NALk=None)
     if cfg.loss.kl_coef:
       batch = batch.replace(ref_logp_NA=score(state.ref_params, batch))
     if cfg.minibatches > 1:    # with one update the policy is the one that sampled: its ratio is 1
-      batch = batch.replace(old_logp_NA=score(state.params, batch))
+      batch = batch.replace(old_logp_NA=score(state.params, batch, replay(batch)))
     first_step, total = unit * cfg.minibatches, None
     for questions in minibatches(cfg, seed, unit):
       state, metrics = update(state, rollout.take(batch, questions, cfg.group_size))
