@@ -49,5 +49,7 @@ def make(cfg: OptimizerConfig, steps: int) -> optax.GradientTransformation:
 
 
 def matrices(params):
-  """What weight decay applies to: all but norms' scales."""
-  return jax.tree_util.tree_map_with_path(lambda path, _: "norm" not in jax.tree_util.keystr(path), params)
+  """What weight decay applies to: all but norms' scales and biases, a router's selection bias among them."""
+  def decays(path, _):
+    return not any(word in jax.tree_util.keystr(path) for word in ("norm", "bias"))
+  return jax.tree_util.tree_map_with_path(decays, params)

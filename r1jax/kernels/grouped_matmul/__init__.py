@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 
 import jax
+import jax.numpy as jnp
 
 from r1jax.kernels.grouped_matmul import blocks, ref
 
@@ -23,6 +24,7 @@ def grouped_matmul(x_MD, w_EDF, count_E, impl: str | None = None, block: int = B
   """
   if impl not in (None, *IMPLS):
     raise ValueError(f"impl={impl!r} is none of {IMPLS}")
+  x_MD, w_EDF = jnp.asarray(x_MD), jnp.asarray(w_EDF)      # a loop cannot index numpy's arrays
   if impl == "ref":
     return ref.grouped_matmul(x_MD, w_EDF, count_E)
   return _grouped_matmul(x_MD, w_EDF, count_E, impl, block)
