@@ -6,7 +6,8 @@
 The files are those of openai/grade-school-math. The policy starts from random weights, reads bytes (or the
 tokenizer.json given by --config.data.tokenizer) and so scores about zero: what this shows is that every part of the
 loop runs on real data. Expect a zero-variance share of 1 and no learning; the report says so. About 2 minutes on 2
-CPU cores.
+CPU cores. `--config experiments/r1_zero_gsm8k.py:start=DIR` starts from the weights and tokenizer of a Hugging Face
+directory instead.
 """
 
 from ml_collections import ConfigDict
@@ -16,8 +17,8 @@ from r1jax.config import parse_arg
 
 
 def get_config(arg=None):
-  """arg: `tiny` (a few small steps, for tests)."""
-  arg = parse_arg(arg, tiny=False)
+  """arg: `tiny` (a few small steps, for tests), `start=DIR` (a Hugging Face directory)."""
+  arg = parse_arg(arg, tiny=False, start="")
   c = ConfigDict()
   c.name = "r1_zero_gsm8k"
   c.seed = 0
@@ -29,7 +30,10 @@ def get_config(arg=None):
     end_token=placeholder(str),
   )
   c.task = dict(name="gsm8k", held_out=64)
-  c.model = dict(dim=128, layers=4, heads=4, kv_heads=2, ffn=384, rope=dict(theta=10_000.0))
+  if arg.start:
+    c.start = arg.start
+  else:
+    c.model = dict(dim=128, layers=4, heads=4, kv_heads=2, ffn=384, rope=dict(theta=10_000.0))
   c.reasoning_rl = dict(
     rollouts=10,
     questions_per_rollout=8,
@@ -51,7 +55,8 @@ def get_config(arg=None):
 def tiny(c):
   """Two rollouts of a model that is hardly there."""
   c.task.held_out = 8
-  c.model.update(dim=16, layers=1, heads=2, kv_heads=1, ffn=32)
+  if "model" in c:
+    c.model.update(dim=16, layers=1, heads=2, kv_heads=1, ffn=32)
   c.reasoning_rl.update(rollouts=2, questions_per_rollout=4, group_size=2)
   c.reasoning_rl.sampling.max_tokens = 16
   return c

@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from r1jax import tasks
+from r1jax import hf, tasks
 from r1jax.evals.evaluate import EvalConfig
 from r1jax.models.transformer import ModelConfig
 from r1jax.sharding import MeshConfig
@@ -31,6 +31,7 @@ class RunConfig:
   stages: tuple[str, ...]
   task: Any                      # the Config of the task's module
   model: ModelConfig             # vocab is the tokenizer's: it is filled in when the task is made
+  start: str | None = None       # a Hugging Face directory to start from: its weights, its sizes, its tokenizer
   seed: int = 0
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   pretrain: PretrainConfig | None = None
@@ -75,13 +76,32 @@ def freeze(config: ml_collections.ConfigDict) -> RunConfig:
     raise ValueError("task.name is missing")
   plain["task"] = _build(tasks.find(task.pop("name")).Config, task, "task")
   model = dict(plain.get("model") or {})
-  if "vocab" in model:
-    raise ValueError("model.vocab comes from the tokenizer: leave it out")
-  plain["model"] = model | dict(vocab=1)
+  if plain.get("start"):
+    plain["model"] = _started(plain["start"], model)
+    data = dict(plain.get("data") or {})
+    plain["data"] = data | dict(tokenizer=data.get("tokenizer") or plain["start"])
+  else:
+    if "vocab" in model:
+      raise ValueError("model.vocab comes from the tokenizer: leave it out")
+    plain["model"] = model | dict(vocab=1)
   return _build(RunConfig, plain, "")
 
 
+def _started(folder: str, section: dict) -> ModelConfig:
+  """The model of a Hugging Face directory, in f32 unless told, with what may be chosen freely."""
+  free = ("dtype", "remat", "logit_chunk")
+  fixed = [key for key in section if key not in free]
+  if fixed:
+    raise ValueError(f"model.{fixed[0]}: the model is that of start={folder}; only {', '.join(free)} can be chosen")
+  return dataclasses.replace(hf.read_config(folder), **dict(dtype="float32") | section)
+
+
 def with_vocab(cfg: RunConfig, vocab: int) -> ModelConfig:
+  """The model for a tokenizer of so many tokens. Released models often have some rows more than tokens."""
+  if cfg.start:
+    if vocab > cfg.model.vocab:
+      raise ValueError(f"the tokenizer has {vocab} tokens, the model of start={cfg.start} only {cfg.model.vocab}")
+    return cfg.model
   return dataclasses.replace(cfg.model, vocab=vocab)
 
 

@@ -12,7 +12,8 @@ import functools
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ FAMILIES = (llama, qwen, deepseek)
 FP8_SCALE = "_scale_inv"          # DeepSeek: w.weight comes with w.weight_scale_inv, one factor per 128 x 128 block
 FLOATS = (np.float32, np.float16, ml_dtypes.bfloat16, np.float64)
 IGNORED = ".rotary_emb.inv_freq"  # in old Llama files: a table that follows from config.json
+FUSED = (".experts.gate_up_proj", ".experts.down_proj")
+BLOCK = 2 << 20                   # bytes that are on the way to a device at one time
 # how to compute, not what: config.json has no place for these
 HOW = dict(remat="elementwise", logit_chunk=2048)
 HOW_MOE = dict(dispatch="dropless", capacity_factor=1.25)
@@ -148,10 +151,13 @@ def load(folder: str | Path, dtype: str = "", mesh=None) -> tuple[Any, ModelConf
 def _read(files: safetensors.Checkpoint, cfg: ModelConfig, mesh, where: str):
   """The parameters of `cfg`, all checks first."""
   present = [n for n in files.names if not n.endswith(IGNORED)]
+  if fused := [n for n in present if n.endswith(FUSED)]:
+    raise NotImplementedError(f"{where}: {fused[0]} holds all experts in one; have transformers write them apart"
+                              " (save_pretrained with save_original_format=True)")
   experts = cfg.moe.experts * (cfg.layers - cfg.dense_layers) if cfg.moe else 0
   if cfg.layers + experts > len(present):     # before a list of so many names is made
     raise ValueError(f"{where}: config.json says {cfg.layers} layers with {experts} experts in all, but the files hold"
-                     f" only {len(present)} tensors" + _fused(present))
+                     f" only {len(present)} tensors")
   wanted = slots(cfg)
   if cfg.tied_head and names.TOP["head"].hf in present:
     _check_tied(files, where)
@@ -159,30 +165,18 @@ def _read(files: safetensors.Checkpoint, cfg: ModelConfig, mesh, where: str):
   check_names(wanted, files.shape, present, where)
   _check_dtypes(wanted, files, present, where)
   tree = transformer.params(cfg)
-  places = sharding.shardings(mesh, tree) if mesh is not None else jax.tree.map(lambda p: _one_device(), tree,
-                                                                                is_leaf=param.is_param)
-  groups = itertools.groupby(sorted((s for s in wanted if s.path), key=lambda s: s.path), lambda s: s.path)
-  fill = {path: _leaf(files, list(group), _at(tree, path), cfg, _at(places, path)) for path, group in groups}
-  return _map(lambda path, p: fill[path], tree)
-
-
-def _one_device():
-  return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  places = sharding.shardings(mesh, tree) if mesh is not None else None
+  one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  fill = {}
+  for path, group in itertools.groupby(sorted((s for s in wanted if s.path), key=lambda s: s.path),
+                                       lambda s: s.path):
+    fill[path] = _leaf(files, list(group), _at(tree, path), cfg, _at(places, path) if places else one)
+  return jax.tree_util.tree_map_with_path(lambda path, p: fill[tuple(k.key for k in path)], tree,
+                                          is_leaf=param.is_param)
 
 
 def _at(tree, path):
   return functools.reduce(lambda t, k: t[k], path, tree)
-
-
-def _map(f, tree, path=()):
-  """f(path, leaf) of every declared parameter."""
-  return {k: _map(f, v, (*path, k)) if isinstance(v, dict) else f((*path, k), v) for k, v in tree.items()}
-
-
-def _fused(present) -> str:
-  fused = [n for n in present if n.endswith((".experts.gate_up_proj", ".experts.down_proj"))]
-  return (f"; {fused[0]} holds all experts in one: have transformers save them apart (save_original_format=True)"
-          if fused else "")
 
 
 def _check_tied(files: safetensors.Checkpoint, where: str) -> None:
@@ -196,43 +190,61 @@ def _check_tied(files: safetensors.Checkpoint, where: str) -> None:
     files.release(head)
 
 
-def _leaf(files: safetensors.Checkpoint, group: list[Slot], declared: param.Param, cfg: ModelConfig, where) -> jax.Array:
+def _leaf(files: safetensors.Checkpoint, group: list[Slot], declared: param.Param, cfg: ModelConfig, where):
   """One leaf. Each device's part is an array of its own, which tensor after tensor is written into, in place."""
   shape, dtype, depth = declared.shape, jnp.dtype(declared.dtype or cfg.dtype), len(group[0].index)
   boxes = {device: [range(n)[i] for n, i in zip(shape, box, strict=True)]
            for device, box in where.addressable_devices_indices_map(shape).items()}
-  parts = {device: jnp.zeros(where.shard_shape(shape), dtype, device=device) for device in boxes}
+  small = math.prod(where.shard_shape(shape)) * dtype.itemsize <= BLOCK
+  parts: dict[jax.Device, Any]
+  if small:     # made here and sent as a whole: nothing to compile
+    parts = {device: np.empty([len(r) for r in box], dtype) for device, box in boxes.items()}
+  else:
+    zeros = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=where)(shape, dtype)
+    parts = {s.device: s.data for s in zeros.addressable_shards}
+    del zeros     # the parts are to be given away one by one
   for s in group:
-    here = [device for device, box in boxes.items() if all(i in r for i, r in zip(s.index, box, strict=False))]
-    if not here:
-      continue
-    x = _ours(files, s, dtype)
-    for device in here:
-      box = boxes[device]
-      cut = jax.device_put(x[tuple(slice(r.start, r.stop) for r in box[depth:])], device)
-      parts[device] = _put(parts[device], cut, tuple(i - r.start for i, r in zip(s.index, box, strict=False)))
-      del cut
-    jax.block_until_ready(list(parts.values()))      # x may be a view of the file, and cut of x: the pages go now
+    here = {device: box for device, box in boxes.items() if all(i in r for i, r in zip(s.index, box, strict=False))}
+    x = _ours(files, s, dtype) if here else None
+    for device, box in here.items():
+      first = tuple(i - r.start for i, r in zip(s.index, box, strict=False))
+      cut = x[tuple(slice(r.start, r.stop) for r in box[depth:])]
+      if small:
+        parts[device][first] = cut
+        continue
+      for start, block in _blocks(cut, dtype.itemsize):
+        block = jax.device_put(block.astype(dtype, copy=False), device)
+        parts[device] = jax.block_until_ready(_put(parts[device], block, first + start))
+        files.release(s.hf)       # the pages that the block was read from: x may be a view of the file
     files.release(s.hf)
-  return jax.make_array_from_single_device_arrays(shape, where, list(parts.values()))
+  return jax.make_array_from_single_device_arrays(shape, where, [jax.device_put(x, d) for d, x in parts.items()])
 
 
-@functools.partial(jax.jit, donate_argnums=0)
+def _blocks(x: np.ndarray, itemsize: int):
+  """(where it starts, part) of x: parts of up to BLOCK bytes, each in one piece of the file."""
+  axis = int(np.argmax(x.strides))
+  length = x.shape[axis]
+  rows = min(length, max(1, BLOCK * length // (x.size * itemsize)))
+  for i in range(0, length, rows):
+    i = min(i, length - rows)      # the last one may repeat some rows: all blocks have one shape, and one program
+    yield tuple(i if a == axis else 0 for a in range(x.ndim)), x[(slice(None),) * axis + (slice(i, i + rows),)]
+
+
+# without the option, XLA's CPU has all of `whole` go to float32 and back when it is bfloat16
+@functools.partial(jax.jit, donate_argnums=0, compiler_options=dict(xla_disable_hlo_passes="float-normalization-bf16"))
 def _put(whole, part, at):
-  """whole[at] = part, in place. As whole numbers: XLA's CPU moves bfloat16 one by one, at a twentieth of the speed."""
-  bits = lambda x: jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-  part = jnp.expand_dims(bits(part), tuple(range(len(at))))
-  out = jax.lax.dynamic_update_slice(bits(whole), part, (*at, *(0,) * (whole.ndim - len(at))))
-  return jax.lax.bitcast_convert_type(out, whole.dtype)
+  """`part`, from `at` on, into `whole`, in place."""
+  part = jnp.expand_dims(part, tuple(range(whole.ndim - part.ndim)))
+  return jax.lax.dynamic_update_slice(whole, part, at)
 
 
 def _ours(files: safetensors.Checkpoint, s: Slot, dtype) -> np.ndarray:
-  """An HF tensor in our shape and dtype; where that is the file's dtype, a view of the file."""
+  """An HF tensor in our shape: a view of the file, or for FP8 an array of dtype."""
   x = files.read(s.hf)
   if x.dtype == safetensors.FP8:
     x = safetensors.dequantize_blocks(x, files.read(s.hf + FP8_SCALE).astype(np.float32), dtype=dtype)
     files.release(s.hf + FP8_SCALE)
-  return to_ours(x.astype(dtype, copy=False), s)
+  return to_ours(x, s)
 
 
 def to_ours(x: np.ndarray, s: Slot) -> np.ndarray:
@@ -271,16 +283,11 @@ def save(folder: str | Path, params, cfg: ModelConfig, tok: tokenizer.Tokenizer 
 
 def _check_tree(params, cfg: ModelConfig) -> None:
   """ValueError that names a leaf which is missing, of another shape, or which the model does not have."""
-  have = {path: tuple(x.shape) for path, x in _leaves(params)}
-  want = {path: p.shape for path, p in _leaves(transformer.params(cfg))}
+  have = {path: tuple(x.shape) for path, x in names.leaves(params)}
+  want = {path: p.shape for path, p in names.leaves(transformer.params(cfg))}
   for path in [*want, *have]:
     if have.get(path) != want.get(path):
       raise ValueError(f"parameters: {'/'.join(path)} has shape {have.get(path)}, the model wants {want.get(path)}")
-
-
-def _leaves(tree, path=()) -> Iterator[tuple[tuple[str, ...], Any]]:
-  for key, value in tree.items():
-    yield from _leaves(value, (*path, key)) if isinstance(value, dict) else [((*path, key), value)]
 
 
 def _token_ids(tok: tokenizer.Tokenizer | None, cfg: ModelConfig) -> dict:

@@ -6,6 +6,7 @@ tensorboard), result.json, report.html. Run again on the same folder, it goes on
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -16,12 +17,14 @@ import ml_collections
 from rich.console import Console
 
 from r1jax import config as configs
-from r1jax import metrics, optimizer, report, sharding, tasks, train
+from r1jax import hf, metrics, optimizer, report, sharding, tasks, tokenizer, train
 from r1jax.checkpoint import Checkpoints
 from r1jax.config import RunConfig
 from r1jax.evals import evaluate
 from r1jax.loop import Stop
 from r1jax.models import param, transformer
+from r1jax.rewards.accuracy import math_accuracy
+from r1jax.rewards.format import think_answer_format
 from r1jax.sampler import SampleConfig
 from r1jax.stages import pretrain, reasoning_rl
 from r1jax.types import Task
@@ -43,8 +46,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | 
   with jax.set_mesh(mesh):
     tree = transformer.params(model)
     console.print(f"{cfg.name}: {param.count(tree):,} parameters on {mesh.size} {jax.default_backend()} device(s)")
-    params = jax.jit(lambda key: transformer.init(model, key), out_shardings=sharding.shardings(mesh, tree))(
-      jax.random.key(cfg.seed))
+    params = first_params(cfg, model, mesh)
     result = {}
     for stage in cfg.stages:
       if stage == "reasoning_rl":
@@ -58,6 +60,18 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | 
   metrics.print_rows(console, report.summary(workdir))
   console.print(f"report: {page}", soft_wrap=True)
   return result
+
+
+def first_params(cfg: RunConfig, model: transformer.ModelConfig, mesh):
+  """What the first stage starts from: the weights of `start`, or random ones."""
+  if cfg.start:
+    params, found = hf.load(cfg.start, model.dtype, mesh)
+    if found.mtp != model.mtp:
+      raise ValueError(f"{cfg.start}: its files hold {found.mtp} multi-token prediction modules, its config.json"
+                       f" promises {model.mtp}: set num_nextn_predict_layers to what they hold")
+    return params
+  place = sharding.shardings(mesh, transformer.params(model))
+  return jax.jit(lambda key: transformer.init(model, key), out_shardings=place)(jax.random.key(cfg.seed))
 
 
 def make_task(config: ml_collections.ConfigDict, cfg: RunConfig) -> Task:
@@ -96,6 +110,23 @@ def load_policy(workdir: str | Path, stage: str = "", step: int | None = None):
       if restored:
         return restored[1].params, model, task, f"{name} {restored[0]}"
   raise FileNotFoundError(f"{workdir}: no checkpoint" + (f" of stage {stage}" if stage else ""))
+
+
+def load_model(folder: str | Path, dtype: str = ""):
+  """(params, model, task) of a Hugging Face directory; the task has its tokenizer and mathematical rewards.
+
+  dtype: empty is float32 on CPU, where it is the faster one, and as config.json says elsewhere.
+  """
+  tok = tokenizer.load_dir(folder)
+  params, model = hf.load(folder, dtype or ("float32" if jax.default_backend() == "cpu" else ""))
+  if tok.vocab > model.vocab:
+    raise ValueError(f"{folder}: its tokenizer has {tok.vocab} tokens, its model only {model.vocab}")
+  def no_problem(i):
+    raise ValueError(f"{folder}: a model directory has no problems: give a file of them")
+  task = Task(name=Path(folder).name, tokenizer=tok, problem=no_problem, size=0, held_out=(),
+              rewards=dict(accuracy=math_accuracy, format=think_answer_format),
+              lenient=functools.partial(math_accuracy, strict=False))
+  return params, model, task
 
 
 def abstract_state(cfg: RunConfig, stage: str, model: transformer.ModelConfig):

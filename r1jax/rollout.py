@@ -39,9 +39,12 @@ class Rollouts:
 
 
 def sample(params, problems: Sequence[Problem], group_size: int, *, model: ModelConfig, tokenizer: Tokenizer,
-           cfg: SampleConfig, seed: int, step: int, prompts_at_once: int = 0) -> Rollouts:
-  """`group_size` answers to each problem. prompts_at_once bounds memory; what is sampled does not depend on it."""
-  prompts = tokenizer.encode_batch([p.prompt for p in problems])
+           cfg: SampleConfig, seed: int, step: int, prompts_at_once: int = 0, encode=None) -> Rollouts:
+  """`group_size` answers to each problem. prompts_at_once bounds memory; what is sampled does not depend on it.
+
+  encode: prompts' texts -> token lists, such as a chat template; None: the tokenizer's plain encoding.
+  """
+  prompts = (encode or tokenizer.encode_batch)([p.prompt for p in problems])
   at_once = prompts_at_once or len(problems)
   answers, logps, truncated, prompt_experts, experts = [], [], [], [], []
   for i in range(0, len(problems), at_once):
@@ -52,7 +55,7 @@ def sample(params, problems: Sequence[Problem], group_size: int, *, model: Model
     prompt_BP = train.pad_rows(part, train.bucket(max(map(len, part))), tokenizer.end_id)
     keys_N = sampler.sample_keys(seed, step, jnp.asarray(ids, jnp.int32), jnp.arange(group_size))
     state = sampler.sample(params, prompt_BP, jnp.asarray([len(p) for p in part], jnp.int32), keys_N, model=model,
-                           cfg=cfg, end_id=tokenizer.end_id)
+                           cfg=cfg, end_id=tokenizer.end_ids)
     token_NA, logp_NA, length_N, done_N = map(np.asarray, (state.token_NA, state.logp_NA, state.length_N, state.done_N))
     for n in range(count * group_size):
       answers.append(token_NA[n, :length_N[n]].tolist())

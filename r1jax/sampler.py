@@ -69,6 +69,10 @@ def sample_keys(seed: int, step, problem_B, samples_G):
   return fold(problem_B, samples_G).reshape(-1)
 
 
+def ends(end_id: int | tuple[int, ...]) -> tuple[int, ...]:
+  return (end_id,) if isinstance(end_id, int) else end_id
+
+
 def keep(logit_NV, cfg: SampleConfig):
   """Logits, at the sampling temperature, with what top-k, top-p and min-p leave out cut off.
 
@@ -106,7 +110,7 @@ def draw(p_V, uniform, block: int = 128):
   return s * block + jnp.minimum(jnp.sum(jnp.cumsum(p_K) <= rest), last)
 
 
-def prefill(params, model: ModelConfig, prompt_BP, length_B, key_N, max_tokens: int, end_id: int) -> SampleState:
+def prefill(params, model: ModelConfig, prompt_BP, length_B, key_N, max_tokens: int, end_id) -> SampleState:
   """Runs each right-padded prompt once; N = len(key_N), G = N / B answers start from it."""
   B, P = prompt_BP.shape
   N = key_N.shape[0]
@@ -121,11 +125,11 @@ def prefill(params, model: ModelConfig, prompt_BP, length_B, key_N, max_tokens: 
   return SampleState(
     hidden_ND=jnp.repeat(last_BD, N // B, axis=0), cache=cache,
     prompt_length_B=length_B, t=jnp.int32(0), done_N=jnp.zeros(N, bool), key_N=key_N,
-    token_NA=jnp.full((N, max_tokens), end_id, jnp.int32), logp_NA=jnp.zeros((N, max_tokens)),
+    token_NA=jnp.full((N, max_tokens), ends(end_id)[0], jnp.int32), logp_NA=jnp.zeros((N, max_tokens)),
     length_N=jnp.zeros(N, jnp.int32), **experts)
 
 
-def decode_one(params, model: ModelConfig, cfg: SampleConfig, end_id: int, turned: rope.Table, state: SampleState):
+def decode_one(params, model: ModelConfig, cfg: SampleConfig, end_id, turned: rope.Table, state: SampleState):
   """Draws the next token of every answer that has not ended, and runs the model on it. turned: of all positions."""
   N, t = state.done_N.shape[0], state.t
   logit_NV = jnp.dot(state.hidden_ND, transformer.head(params), preferred_element_type=jnp.float32) / cfg.scale
@@ -135,7 +139,7 @@ def decode_one(params, model: ModelConfig, cfg: SampleConfig, end_id: int, turne
   else:
     uniform_N = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t)))(state.key_N)
     token_N = jax.vmap(draw)(jnp.exp(keep(logit_NV, cfg)), uniform_N)
-  token_N = jnp.where(state.done_N, end_id, token_N).astype(jnp.int32)
+  token_N = jnp.where(state.done_N, ends(end_id)[0], token_N).astype(jnp.int32)
   logp_N = jnp.take_along_axis(logit_NV, token_N[:, None], axis=1)[:, 0] - jnp.log(jnp.exp(logit_NV).sum(axis=-1))
 
   position_N = jnp.repeat(state.prompt_length_B, N // state.prompt_length_B.shape[0]) + t
@@ -145,10 +149,11 @@ def decode_one(params, model: ModelConfig, cfg: SampleConfig, end_id: int, turne
   experts = {}
   if model.moe:
     experts["expert_NALk"] = jax.lax.dynamic_update_slice(state.expert_NALk, _by_token(model, kept), (0, t, 0, 0))
+  ended_N = (token_N[:, None] == jnp.array(ends(end_id))).any(axis=1)
   column = lambda old, x: jax.lax.dynamic_update_slice(old, x[:, None], (0, t))
   return state.replace(
     hidden_ND=hidden_N1D[:, 0], cache=kept.kv, t=t + 1,
-    done_N=state.done_N | (token_N == end_id), token_NA=column(state.token_NA, token_N),
+    done_N=state.done_N | ended_N, token_NA=column(state.token_NA, token_N),
     logp_NA=column(state.logp_NA, jnp.where(state.done_N, 0.0, logp_N)),
     length_N=state.length_N + ~state.done_N, **experts)
 
@@ -159,12 +164,12 @@ def _by_token(model: ModelConfig, kept: transformer.Kept):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "cfg", "end_id"))
-def start(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: SampleConfig, end_id: int) -> SampleState:
+def start(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: SampleConfig, end_id) -> SampleState:
   return prefill(params, model, prompt_BP, length_B, key_N, cfg.max_tokens, end_id)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "cfg", "end_id"), donate_argnames="state")
-def advance(params, state: SampleState, steps, *, model: ModelConfig, cfg: SampleConfig, end_id: int) -> SampleState:
+def advance(params, state: SampleState, steps, *, model: ModelConfig, cfg: SampleConfig, end_id) -> SampleState:
   """At most `steps` more tokens; less when every answer has ended."""
   stop = jnp.minimum(state.t + steps, cfg.max_tokens)
   turned = transformer.positions(model, jnp.arange(state.cache[0].prompt_tokens + cfg.max_tokens)[None])
@@ -172,10 +177,11 @@ def advance(params, state: SampleState, steps, *, model: ModelConfig, cfg: Sampl
                             functools.partial(decode_one, params, model, cfg, end_id, turned), state)
 
 
-def sample(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: SampleConfig, end_id: int) -> SampleState:
+def sample(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: SampleConfig, end_id) -> SampleState:
   """G = len(key_N) / B whole answers to each prompt, prompt-major. Jitted inside.
 
-  prompt_BP: int32, right-padded; length_B: its valid tokens, at least 1 each.
+  prompt_BP: int32, right-padded; length_B: its valid tokens, at least 1 each. end_id: the token that ends an answer,
+  or a tuple of several; the first one pads.
   """
   if key_N.shape[0] % prompt_BP.shape[0]:
     raise ValueError(f"{key_N.shape[0]} keys are not a multiple of {prompt_BP.shape[0]} prompts")

@@ -270,7 +270,14 @@ def _escape(symbol: str) -> str:
 
 
 def load(path: str | Path, end: str = "") -> Tokenizer:
-  """A tokenizer.json. `end` names the token that ends an answer; empty: the first of KNOWN_ENDS that it has."""
+  """A tokenizer.json. `end` names the token that ends an answer; empty: the first of KNOWN_ENDS that it has.
+
+  The path of a folder: as load_dir, if `end` is empty.
+  """
+  if Path(path).is_dir():
+    if end:
+      raise ValueError(f"{path}: a folder says itself what ends an answer: leave end_token={end!r} out")
+    return load_dir(path)
   backend = _read_backend(Path(path))
   return _finish(backend, _end_of(backend, path, end))
 

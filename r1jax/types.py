@@ -71,3 +71,4 @@ class Task:
   rewards: dict[str, Reward]                   # by name; the stage gives the weights. "accuracy" is one of them
   lenient: Reward | None = None                # accuracy, read leniently, for evaluation; None: as "accuracy"
   demonstration: Callable[[int], tuple[str, str]] | None = None   # (prompt, answer) i for pre-training
+  encode: Callable[[Any], list[list[int]]] | None = None   # prompts -> tokens; None: the tokenizer's encode_batch

@@ -14,8 +14,11 @@ COMMANDS = dict(
   eval="score a run's policy on its held-out problems or on a JSONL file",
   sample="stream answers of a run's policy to prompts",
   report="write report.html of a run's folder, and print its table",
+  export="write a run's policy as a Hugging Face directory",
   bench="measure speed on this machine",
 )
+# a word that Python keeps for itself cannot be a keyword argument above
+COMMANDS["import"] = "turn released weights, such as a GGUF file, into a Hugging Face directory"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
   keep_memory()
   try:
     return _module(command).main(argv[1:]) or 0
-  except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+  except (ValueError, NotImplementedError, FileNotFoundError, NotADirectoryError, IsADirectoryError,
+          PermissionError) as error:
     if os.environ.get("R1JAX_DEBUG"):
       raise
     print(f"r1jax {command}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -51,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
 def _module(command: str):
   """Imported when it is asked for: --help and errors need no jax."""
   import importlib
-  return importlib.import_module(f"r1jax.cli.{command}")
+  import keyword
+  return importlib.import_module(f"r1jax.cli.{command}" + "_" * keyword.iskeyword(command))
 
 
 if __name__ == "__main__":

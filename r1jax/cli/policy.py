@@ -7,14 +7,19 @@ from pathlib import Path
 
 
 def add_flags(parser: argparse.ArgumentParser, temperature: float, top_p: float) -> None:
-  parser.add_argument("--workdir", required=True, metavar="DIR", type=Path, help="folder of a run")
+  which = parser.add_mutually_exclusive_group(required=True)
+  which.add_argument("--workdir", metavar="DIR", type=Path, help="folder of a run")
+  which.add_argument("--model", metavar="DIR", type=Path, help="a Hugging Face model directory")
+  parser.add_argument("--dtype", default="", choices=("", "float32", "bfloat16", "float16"),
+                      help="of --model's weights (default: float32 on CPU, elsewhere as its config.json says)")
   parser.add_argument("--stage", default="", metavar="NAME", help="stage whose checkpoint to use (default: the last)")
   parser.add_argument("--step", type=int, metavar="N", help="checkpoint number (default: the newest)")
   parser.add_argument("--temperature", type=float, default=temperature, help=f"0 is greedy (default {temperature})")
   parser.add_argument("--top-p", type=float, default=top_p, help=f"(default {top_p})")
   parser.add_argument("--top-k", type=int, default=0, help="0: all (default)")
   parser.add_argument("--min-p", type=float, default=0.0, help="0: all (default)")
-  parser.add_argument("--max-tokens", type=int, default=0, metavar="N", help="longest answer (default: as in RL)")
+  parser.add_argument("--max-tokens", type=int, default=0, metavar="N",
+                      help="longest answer (default: as in RL; 512 with --model)")
   parser.add_argument("--seed", type=int, default=0)
 
 
@@ -25,6 +30,12 @@ def load(args):
   if args.max_tokens < 0:
     raise ValueError(f"--max-tokens={args.max_tokens} must not be negative")
   SampleConfig(1, args.temperature, args.top_p, args.top_k, args.min_p)   # wrong numbers before the slow part
-  params, model, task, where = pipeline.load_policy(args.workdir, args.stage, args.step)
-  tokens = args.max_tokens or pipeline.answer_tokens(pipeline.freeze_folder(args.workdir))
+  if args.model:
+    if args.stage or args.step is not None:
+      raise ValueError("--stage and --step are for --workdir")
+    params, model, task = pipeline.load_model(args.model, args.dtype)
+    where, tokens = str(args.model), args.max_tokens or 512
+  else:
+    params, model, task, where = pipeline.load_policy(args.workdir, args.stage, args.step)
+    tokens = args.max_tokens or pipeline.answer_tokens(pipeline.freeze_folder(args.workdir))
   return params, model, task, where, SampleConfig(tokens, args.temperature, args.top_p, args.top_k, args.min_p)

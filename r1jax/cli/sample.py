@@ -1,4 +1,4 @@
-"""`r1jax sample --workdir DIR [--prompt TEXT | --question TEXT]`"""
+"""`r1jax sample --workdir DIR [--prompt TEXT | --question TEXT]`, `r1jax sample --model DIR "message"`"""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from r1jax.cli import policy
 
 def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(prog="r1jax sample", allow_abbrev=False,
-                                   description="Streams answers of a run's policy to a prompt.")
+                                   description="Streams answers of a run's policy, or of a Hugging Face model.")
   policy.add_flags(parser, temperature=1.0, top_p=1.0)
+  parser.add_argument("message", nargs="?", metavar="MESSAGE", help="what the user says, in the model's chat template")
+  parser.add_argument("--system", metavar="TEXT", help="system message before MESSAGE")
   group = parser.add_mutually_exclusive_group()
   group.add_argument("--prompt", metavar="TEXT", help="taken as it is; - reads standard input"
                                                       " (default: the task's first held-out problem)")
@@ -20,7 +22,16 @@ def main(argv: list[str]) -> int:
   args = parser.parse_args(argv)
   if args.samples < 1:
     raise ValueError(f"--samples={args.samples} must be at least 1")
+  if args.message is not None and (args.prompt is not None or args.question is not None):
+    raise ValueError("MESSAGE, --prompt and --question exclude each other")
+  if args.model and args.message is None and args.prompt is None and args.question is None:
+    raise ValueError("--model needs a MESSAGE, --prompt or --question")
   params, model, task, where, sampling = policy.load(args)
+  if args.message is not None:
+    from r1jax import chat
+    messages = [dict(role="system", content=args.system)] if args.system is not None else []
+    ids, prompt = chat.prompt_tokens(task.tokenizer, [*messages, dict(role="user", content=args.message)]), ""
+    return _answer(args, params, model, task, where, sampling, ids, prompt)
   if args.question is not None:
     from r1jax.tasks.gsm8k import TEMPLATE
     prompt = TEMPLATE.replace("{question}", args.question)
@@ -32,6 +43,10 @@ def main(argv: list[str]) -> int:
     ids = task.tokenizer.encode(prompt)
   except Exception as error:    # a task's own symbols; the library raises a bare Exception
     raise ValueError(f"the task's tokenizer cannot read the prompt {prompt[:60]!r} ({error})") from error
+  return _answer(args, params, model, task, where, sampling, ids, prompt)
+
+
+def _answer(args, params, model, task, where, sampling, ids: list[int], prompt: str) -> int:
   if not ids:
     raise ValueError("the prompt is empty")
   print(f"# {where}, temperature {args.temperature}", file=sys.stderr)
@@ -47,19 +62,16 @@ def main(argv: list[str]) -> int:
 def stream(params, model, tokenizer, prompt: list[int], cfg, seed: int, sample: int):
   """Pieces of text of one answer, as they are drawn; a character is never split."""
   import jax.numpy as jnp
-  import numpy as np
 
   from r1jax import sampler, train
-  static = dict(model=model, cfg=cfg, end_id=tokenizer.end_id)
+  static = dict(model=model, cfg=cfg, end_id=tokenizer.end_ids)
   keys = sampler.sample_keys(seed, 0, jnp.zeros(1, jnp.int32), jnp.asarray([sample]))
   prompt_BP = train.pad_rows([prompt], train.bucket(len(prompt)), tokenizer.end_id)
   state = sampler.start(params, prompt_BP, jnp.asarray([len(prompt)], jnp.int32), keys, **static)
-  said = ""
+  text = tokenizer.stream()
   while not state.done_N[0] and state.t < cfg.max_tokens:
     state = sampler.advance(params, state, 1, **static)
-    text = tokenizer.decode(np.asarray(state.token_NA[0, :state.length_N[0]]))
-    if not text.endswith("\ufffd"):
-      yield text[len(said):]
-      said = text
-  text = tokenizer.decode(np.asarray(state.token_NA[0, :state.length_N[0]]))
-  yield text[len(said):]
+    token = int(state.token_NA[0, state.t - 1])
+    if token not in tokenizer.end_ids:
+      yield text.push(token)
+  yield text.flush()

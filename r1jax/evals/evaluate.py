@@ -43,7 +43,7 @@ def evaluate(params, task: Task, problems: Sequence[Problem], samples: int, *, m
   lenient matcher), format, length, truncated_share.
   """
   rollouts = rollout.sample(params, problems, samples, model=model, tokenizer=task.tokenizer, cfg=cfg, seed=seed,
-                            step=EVAL_STEP, prompts_at_once=min(prompts_at_once, len(problems)))
+                            step=EVAL_STEP, prompts_at_once=min(prompts_at_once, len(problems)), encode=task.encode)
   terms = {name: (1.0, reward) for name, reward in task.rewards.items()}
   reward_N, parts = rollout.score(rollouts, terms)
   correct_BG = np.asarray([p["accuracy"].value == 1 for p in parts]).reshape(len(problems), samples)

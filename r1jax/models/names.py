@@ -42,26 +42,28 @@ def slots(cfg: ModelConfig, layer_names: dict[str, Name]) -> Iterator[Slot]:
       yield _slot(p, tree[name].shape, (name,), (), "")
   first = 0
   for kind, count in cfg.stacks.items():
-    leaves = list(_leaves(transformer.layer_params(cfg, kind)))
+    layer = list(leaves(transformer.layer_params(cfg, kind)))
     for i in range(count):
-      for path, p in leaves:
+      for path, p in layer:
         yield from _each(cfg, layer_names["/".join(path)], p.shape, (kind, *path), (i,), f"model.layers.{first + i}.")
     first += count
   if cfg.mtp:
     prefix = f"model.layers.{cfg.layers}."
     for name, p in MTP.items():
       yield _slot(p, tree["mtp"][name].shape, ("mtp", name), (), prefix)
-    for path, p in _leaves(tree["mtp"]["layer"]):
+    for path, p in leaves(tree["mtp"]["layer"]):
       yield from _each(cfg, layer_names["/".join(path)], p.shape, ("mtp", "layer", *path), (), prefix)
     shape = (cfg.vocab, cfg.dim)       # the module shares embedding and head; checkpoints hold them a second time
-    for hf, original in (("embed_tokens.weight", TOP["embed"].hf), ("shared_head.head.weight", TOP["head"].hf)):
+    head = TOP["embed" if cfg.tied_head else "head"].hf
+    for hf, original in (("embed_tokens.weight", TOP["embed"].hf), ("shared_head.head.weight", head)):
       yield Slot(prefix + hf, (), (), shape, False, shape, copy_of=original)
 
 
-def _leaves(tree, path=()):
+def leaves(tree, path=()):
+  """(path, leaf) of nested dicts."""
   for key, value in tree.items():
     if isinstance(value, dict):
-      yield from _leaves(value, (*path, key))
+      yield from leaves(value, (*path, key))
     else:
       yield (*path, key), value
 
@@ -116,6 +118,7 @@ def rope_to_hf(rope: RopeConfig) -> dict:
   scaling: dict = dict(rope_type=rope.kind, type=rope.kind, factor=rope.factor)
   if rope.kind != "linear":
     scaling["original_max_position_embeddings"] = rope.original
+    out["max_position_embeddings"] = round(rope.original * rope.factor)    # some readers take the factor from here
   if rope.kind == "llama3":
     scaling |= dict(low_freq_factor=rope.low_freq_factor, high_freq_factor=rope.high_freq_factor)
   if rope.kind == "yarn":
@@ -134,6 +137,10 @@ def refuse(hf: dict, **expected) -> None:
 def common_from_hf(hf: dict) -> dict:
   """The keys that all families share."""
   refuse(hf, hidden_act=("silu",))
+  quantised = hf.get("quantization_config") or {}
+  kind, block = quantised.get("quant_method", "fp8"), quantised.get("weight_block_size", [128, 128])
+  if (kind, block) != ("fp8", [128, 128]):
+    raise NotImplementedError(f"config.json: weights quantised as {kind!r} in blocks {block}; only fp8 in [128, 128]")
   needed = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
   missing = [k for k in needed if not isinstance(hf.get(k), int)]
   if missing:

@@ -109,7 +109,8 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     began = time.monotonic()
     problems = [task.problem(i) for i in data.positions(unit, cfg.questions_per_rollout, task.size, seed)]
     rollouts = rollout.sample(state.params, problems, cfg.group_size, model=model, tokenizer=task.tokenizer,
-                              cfg=cfg.sampling, seed=seed, step=unit, prompts_at_once=cfg.prompts_at_once)
+                              cfg=cfg.sampling, seed=seed, step=unit, prompts_at_once=cfg.prompts_at_once,
+                              encode=task.encode)
     sampled = time.monotonic()
     reward_N, parts = rollout.score(rollouts, terms, cfg.truncated)
     adv_N, valid_N, same_N = advantages(cfg, reward_N, rollouts.truncated_N, seed, unit)

@@ -1,0 +1,26 @@
+"""`r1jax export --workdir DIR OUT`"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def main(argv: list[str]) -> int:
+  parser = argparse.ArgumentParser(
+    prog="r1jax export", allow_abbrev=False,
+    description="Writes a run's policy as a Hugging Face directory: config.json, safetensors, tokenizer.")
+  parser.add_argument("--workdir", required=True, metavar="DIR", type=Path, help="folder of a run")
+  parser.add_argument("--stage", default="", metavar="NAME", help="stage whose checkpoint to use (default: the last)")
+  parser.add_argument("--step", type=int, metavar="N", help="checkpoint number (default: the newest)")
+  parser.add_argument("--shard-mb", type=int, default=5000, metavar="N", help="largest weights file (default 5000)")
+  parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
+  args = parser.parse_args(argv)
+  if args.shard_mb < 1:
+    raise ValueError(f"--shard-mb={args.shard_mb} must be at least 1")
+  from r1jax import hf, pipeline
+  from r1jax.models import param, transformer
+  params, model, task, where = pipeline.load_policy(args.workdir, args.stage, args.step)
+  hf.save(args.out, params, model, task.tokenizer, max_shard_bytes=args.shard_mb * 2**20)
+  print(f"{where}: {param.count(transformer.params(model)):,} parameters, {model.dtype} -> {args.out}")
+  return 0
