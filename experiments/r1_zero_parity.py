@@ -6,8 +6,8 @@ The parity of 20 bits (2510.11495). The base is pre-trained on a mixture: 70% of
 answer without tags, 10% write the running parity down first. Greedily it answers at once, at chance; RL then sees
 nothing but right, wrong and the tags.
 
-Measured on 2 CPU cores, seeds 0-4, 512 held-out strings: greedy accuracy 0.47 0.51 0.50 0.53 0.53 -> 1.00 for all five
-(the lowest is 0.998), mean answer length 5.9 -> 26.0 tokens (20 + 6). 4 to 9 minutes, beside other work.
+Measured on 2 CPU cores, seeds 0-4, 512 held-out strings: greedy accuracy 0.47 0.53 0.48 0.53 0.53 -> 1.00 for all five,
+mean answer length 5.8 6.4 5.9 6.0 5.9 -> 26.0 tokens (20 + 6). 3 minutes on quiet cores, 5 to 10 beside other work.
 """
 
 from ml_collections import ConfigDict

@@ -44,11 +44,12 @@ class Checkpoints:
 
   def save(self, step: int, state: Any, meta: dict) -> None:
     """Starts writing; the arrays may be changed or donated as soon as this returns."""
-    # a copy: the CPU backend hands out views of its buffers, which the next step reuses while the writer still reads
+    # a copy, so that donating the state to the next step cannot touch what the writer still reads
     state = jax.tree.map(jnp.copy, state)
     meta = dict(meta, checksums=checksums(state))
-    self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state),
-                                                     meta=ocp.args.JsonSave(meta)))
+    if not self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state),
+                                                            meta=ocp.args.JsonSave(meta))):
+      raise ValueError(f"{self.folder}: Orbax declined to save step {step}; saved are {self.steps()}")
 
   def restore(self, abstract: Any, step: int | None = None) -> tuple[int, Any, dict] | None:
     """(step, state, meta) of the newest whole checkpoint, or of `step`; None if there is none at all.

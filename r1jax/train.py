@@ -130,5 +130,7 @@ def pad_rows(rows, length: int, fill) -> np.ndarray:
   """Lists of numbers -> [N, length], right-padded. A row longer than `length` is an error, not cut."""
   out = np.full((len(rows), length), fill, np.int32 if isinstance(fill, int) else np.float32)
   for i, row in enumerate(rows):
+    if len(row) > length:
+      raise ValueError(f"row {i} has {len(row)} values, more than length={length}")
     out[i, :len(row)] = row
   return out

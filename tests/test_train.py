@@ -254,8 +254,8 @@ def test_buckets_hold_the_length_are_few_and_waste_little():
 def test_rows_are_padded_on_the_right_and_never_cut():
   np.testing.assert_array_equal(train.pad_rows([[1, 2], [], [3]], 3, 9), [[1, 2, 9], [9, 9, 9], [3, 9, 9]])
   assert train.pad_rows([[1]], 2, 0).dtype == np.int32 and train.pad_rows([[1]], 2, 0.0).dtype == np.float32
-  with pytest.raises(ValueError):
-    train.pad_rows([[1, 2, 3]], 2, 0)
+  with pytest.raises(ValueError, match="row 1 has 3 values, more than length=2"):
+    train.pad_rows([[1], [1, 2, 3]], 2, 0)
 
 
 # --- many devices
