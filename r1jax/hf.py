@@ -214,7 +214,7 @@ def _leaf(files: safetensors.Checkpoint, group: list[Slot], declared: param.Para
         continue
       for start, block in _blocks(cut, dtype.itemsize):
         block = jax.device_put(block.astype(dtype, copy=False), device)
-        parts[device] = jax.block_until_ready(_put(parts[device], block, first + start))
+        parts[device] = jax.block_until_ready(_put(device.platform)(parts[device], block, first + start))
         files.release(s.hf)       # the pages that the block was read from: x may be a view of the file
     files.release(s.hf)
   return jax.make_array_from_single_device_arrays(shape, where, [jax.device_put(x, d) for d, x in parts.items()])
@@ -230,12 +230,15 @@ def _blocks(x: np.ndarray, itemsize: int):
     yield tuple(i if a == axis else 0 for a in range(x.ndim)), x[(slice(None),) * axis + (slice(i, i + rows),)]
 
 
-# without the option, XLA's CPU has all of `whole` go to float32 and back when it is bfloat16
-@functools.partial(jax.jit, donate_argnums=0, compiler_options=dict(xla_disable_hlo_passes="float-normalization-bf16"))
-def _put(whole, part, at):
-  """`part`, from `at` on, into `whole`, in place."""
-  part = jnp.expand_dims(part, tuple(range(whole.ndim - part.ndim)))
-  return jax.lax.dynamic_update_slice(whole, part, at)
+@functools.cache
+def _put(platform: str):
+  """f(whole, part, at): `part`, from `at` on, into `whole`, in place."""
+  def put(whole, part, at):
+    part = jnp.expand_dims(part, tuple(range(whole.ndim - part.ndim)))
+    return jax.lax.dynamic_update_slice(whole, part, at)
+  # without it, XLA's CPU has all of a bfloat16 `whole` go to float32 and back
+  options = dict(xla_disable_hlo_passes="float-normalization-bf16") if platform == "cpu" else None
+  return jax.jit(put, donate_argnums=0, compiler_options=options)
 
 
 def _ours(files: safetensors.Checkpoint, s: Slot, dtype) -> np.ndarray:
