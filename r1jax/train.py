@@ -15,7 +15,7 @@ import optax
 
 from r1jax import losses
 from r1jax.losses import Mean
-from r1jax.models import attention, transformer
+from r1jax.models import attention, moe, transformer
 from r1jax.models.transformer import ModelConfig
 from r1jax.types import Batch, TrainState
 
@@ -103,19 +103,25 @@ def gradients(params, batch: Batch, loss_fn, micro_batches: int):
   return jax.tree.map(lambda g: g / jnp.maximum(loss.weight, 1e-9), grads), loss, metrics
 
 
-def train_step(state: TrainState, batch: Batch, *, loss_fn, tx, micro_batches: int = 1):
-  """One update. Returns the next state and metrics (each a Mean or Max; `.value()` prints it)."""
+def train_step(state: TrainState, batch: Batch, *, loss_fn, tx, micro_batches: int = 1, bias_speed: float = 0.0):
+  """One update. Returns the next state and metrics (each a Mean or Max; `.value()` prints it).
+
+  bias_speed: MoE routers' selection bias moves by so much towards even loads, which loss_fn reports as moe.LOAD.
+  """
   grads, loss, metrics = gradients(state.params, batch, loss_fn, micro_batches)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
+  load = metrics.pop(moe.LOAD, None)
+  if bias_speed:
+    params = moe.balanced(params, load.total, bias_speed)
   metrics = {"loss": loss, "grad_norm": Mean(optax.global_norm(grads), jnp.float32(1))} | metrics
   return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
-def compiled_step(loss_fn, tx, micro_batches: int = 1):
+def compiled_step(loss_fn, tx, micro_batches: int = 1, bias_speed: float = 0.0):
   """`train_step`, jitted; the old state's memory is reused for the new one."""
-  return jax.jit(functools.partial(train_step, loss_fn=loss_fn, tx=tx, micro_batches=micro_batches),
-                 donate_argnames="state")
+  return jax.jit(functools.partial(train_step, loss_fn=loss_fn, tx=tx, micro_batches=micro_batches,
+                                   bias_speed=bias_speed), donate_argnames="state")
 
 
 def bucket(length: int, multiple: int = 8) -> int:

@@ -21,6 +21,7 @@ from r1jax.models.layers import linear
 from r1jax.models.param import Param, normal, zeros
 
 DISPATCH = ("dropless", "capacity", "dense")
+LOAD = "router_load"      # the metric by which a loss reports loads [L, E] to the bias' update rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +150,13 @@ def update_bias(bias_E, load_E, speed: float):
   speed: V3's gamma, 0.001 in pre-training and 0 at its end; in RL the bias stays as it is.
   """
   return bias_E + speed * jnp.sign(load_E.mean(-1, keepdims=True) - load_E)
+
+
+def balanced(params, load_LE, speed: float):
+  """The parameters with update_bias applied to all MoE layers, whose loads of this step these are."""
+  stack = params["moe_layers"]
+  bias_LE = update_bias(stack["moe"]["selection_bias"], load_LE, speed)
+  return params | {"moe_layers": stack | {"moe": stack["moe"] | {"selection_bias": bias_LE}}}
 
 
 def metrics(routing: Routing | None) -> dict:
