@@ -36,7 +36,7 @@ PRESETS = {
     moe=MoEConfig(experts=256, top_k=8, ffn=2048, shared=1, groups=8, top_groups=4, scale=2.5),
     rope=RopeConfig(1e4, "yarn", 40.0, original=4096, mscale=1.0, mscale_all_dim=1.0, interleaved=True),
     dtype="bfloat16"),
-  # the same parts at a size for a laptop's CPU: 3 million parameters, 1.2 of them at work on a token
+  # the same parts at a size for a laptop: 3.8 million parameters, 1.5 of them at work on a token
   "deepseek-tiny": ModelConfig(
     vocab=512, dim=128, layers=4, heads=4, kv_heads=4, ffn=384, dense_layers=1, mtp=1, tied_head=False,
     mla=MLAConfig(q_rank=64, kv_rank=32, nope_dim=16, rope_dim=16, v_dim=16),
