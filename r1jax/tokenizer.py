@@ -272,12 +272,15 @@ def _escape(symbol: str) -> str:
 def load(path: str | Path, end: str = "") -> Tokenizer:
   """A tokenizer.json. `end` names the token that ends an answer; empty: the first of KNOWN_ENDS that it has.
 
-  The path of a folder: as load_dir, if `end` is empty.
+  The path of a folder: as load_dir; there `end` is one token more that ends an answer, such as a line break, and the
+  one that training writes.
   """
   if Path(path).is_dir():
-    if end:
-      raise ValueError(f"{path}: a folder says itself what ends an answer: leave end_token={end!r} out")
-    return load_dir(path)
+    tok = load_dir(path)
+    ids = tok.encode(end)
+    if len(ids) > 1:
+      raise ValueError(f"{path}: {end!r} is {len(ids)} tokens, not one that could end an answer")
+    return dataclasses.replace(tok, end_id=ids[0], end_ids=(*ids, *tok.end_ids)) if end else tok
   backend = _read_backend(Path(path))
   return _finish(backend, _end_of(backend, path, end))
 

@@ -25,6 +25,24 @@ def gsm8k():
   return folder / "train.jsonl", folder / "test.jsonl"
 
 
+@pytest.fixture(scope="session")
+def released(tmp_path_factory):
+  """A tiny released model's directory: bytes, a chat template, three rows more than tokens."""
+  from tiny import weights
+
+  from r1jax import hf, tokenizer
+  from r1jax.models.transformer import ModelConfig
+  model = ModelConfig(vocab=260, dim=16, layers=1, heads=2, kv_heads=1, ffn=24, tied_head=False)
+  folder = tmp_path_factory.mktemp("released")
+  tok = tokenizer.Tokenizer(tokenizer.byte_tokenizer().backend, 256, templates=dict(default=CHATML))
+  hf.save(folder, weights(model), model, tok)
+  return folder
+
+
+CHATML = ("{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+          "{% if add_generation_prompt %}<assistant>{% endif %}")
+
+
 def experiment(name: str, arg: str = "tiny"):
   """The config of experiments/NAME.py."""
   path = ROOT / "experiments" / f"{name}.py"

@@ -13,6 +13,16 @@ from r1jax.metrics import read
 NAMES = sorted(p.stem for p in (ROOT / "experiments").glob("*.py"))
 
 
+@pytest.fixture
+def make(request):
+  """The config of an experiment; one that starts from released weights starts from tiny ones."""
+  def make(name, arg):
+    if name == "r1_zero_smollm2":
+      arg = ",".join(filter(None, (arg, f"start={request.getfixturevalue('released')}")))
+    return experiment(name, arg)
+  return make
+
+
 def shorter(c):
   if "pretrain" in c:
     c.pretrain.steps = 6
@@ -23,8 +33,8 @@ def shorter(c):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_runs_a_few_steps(name, tmp_path, request):
-  c = shorter(experiment(name))
+def test_runs_a_few_steps(name, tmp_path, request, make):
+  c = shorter(make(name, "tiny"))
   if name == "r1_zero_gsm8k":
     c.data.train, c.data.test = map(str, request.getfixturevalue("gsm8k"))
   result = pipeline.run(c, tmp_path)
@@ -38,8 +48,9 @@ def test_runs_a_few_steps(name, tmp_path, request):
   N = c.reasoning_rl.questions_per_rollout * c.reasoning_rl.group_size
   table = pq.read_table(tmp_path / "reasoning_rl" / "samples" / "step_000000.parquet")
   assert table.num_rows == N
-  assert {"prompt", "text", "tokens", "gold", "verdict", "reward", "reward/accuracy", "reward/format", "advantage",
+  assert {"prompt", "text", "tokens", "gold", "verdict", "reward", "reward/accuracy", "advantage",
           "logp_mean", "logp_min", "length", "truncated"} <= set(table.column_names)
+  assert {f"reward/{term}" for term in c.reasoning_rl.rewards} <= set(table.column_names)
   assert [len(t) for t in table["tokens"].to_pylist()] == table["length"].to_pylist()
   assert "<svg" in (tmp_path / "report.html").read_text() or "data-chart" in (tmp_path / "report.html").read_text()
   assert json.loads((tmp_path / "config.json").read_text())["name"] == c.name
@@ -47,10 +58,9 @@ def test_runs_a_few_steps(name, tmp_path, request):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_full_config_is_valid(name):
-  c = experiment(name, None)
-  cfg = config.freeze(c)
-  assert cfg.name == name and cfg.reasoning_rl.loss.clip_high == 10
+def test_full_config_is_valid(name, make):
+  cfg = config.freeze(make(name, None))
+  assert cfg.name == name and cfg.reasoning_rl.loss.clip_high == (0.28 if name == "r1_zero_smollm2" else 10)
 
 
 @pytest.mark.parametrize("change, message", [

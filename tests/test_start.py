@@ -6,25 +6,14 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import experiment
+from conftest import CHATML, experiment
 from test_cli import call
 from tiny import weights
 
 from r1jax import config, hf, pipeline, tokenizer
 from r1jax.models.transformer import ModelConfig
 
-MODEL = ModelConfig(vocab=260, dim=16, layers=1, heads=2, kv_heads=1, ffn=24, tied_head=False)
-CHATML = ("{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
-          "{% if add_generation_prompt %}<assistant>{% endif %}")
-
-
-@pytest.fixture(scope="module")
-def released(tmp_path_factory):
-  """A tiny model's directory: bytes, a chat template, three rows more than tokens."""
-  folder = tmp_path_factory.mktemp("released")
-  tok = tokenizer.Tokenizer(tokenizer.byte_tokenizer().backend, 256, templates=dict(default=CHATML))
-  hf.save(folder, weights(MODEL), MODEL, tok)
-  return folder
+MODEL = ModelConfig(vocab=260, dim=16, layers=1, heads=2, kv_heads=1, ffn=24, tied_head=False)     # `released`'s
 
 
 @pytest.fixture(scope="module")
