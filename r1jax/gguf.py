@@ -10,7 +10,6 @@ ValueError; both name the file.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
@@ -25,8 +24,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import models as token_models
 
-from r1jax import hf, safetensors, tokenizer
-from r1jax.models import llama, rope
+from r1jax import hf, tokenizer
+from r1jax.models import rope
 from r1jax.models.names import Slot
 from r1jax.models.rope import RopeConfig
 from r1jax.models.transformer import ModelConfig
@@ -138,10 +137,8 @@ def to_hf(file: str | Path, folder: str | Path, dtype: str = "bfloat16") -> tupl
     return _unpermute(w, heads) if heads else w
 
   specs = {name: (DTYPES[dtype], slot.shape) for name, slot in wanted.items()}
-  files = safetensors.write_sharded(folder, specs, get)
-  ids = dict(eos_token_id=tok.end_id, bos_token_id=tok.bos_id, max_position_embeddings=context or None)
-  settings = llama.to_hf(cfg) | {k: v for k, v in ids.items() if v is not None}
-  (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+  config = hf.full_config(cfg, tok, dict(max_position_embeddings=context) if context else {})
+  files = hf.write_model(folder, config, specs, get)
   # of another tokenizer that was here, these would be read beside ours
   for old in ("generation_config", "special_tokens_map", "added_tokens", "vocab"):
     (folder / f"{old}.json").unlink(missing_ok=True)

@@ -266,8 +266,7 @@ def save(folder: str | Path, params, cfg: ModelConfig, tok: tokenizer.Tokenizer 
 
   settings: more keys of config.json, such as max_position_embeddings.
   """
-  folder = Path(folder)
-  config = to_hf(cfg) | _token_ids(tok, cfg) | dict(settings or {})
+  config = full_config(cfg, tok, settings)
   _check_tree(params, cfg)
   wanted = {s.hf: s for s in slots(cfg)}
   original = {s.hf: wanted[s.copy_of] if s.copy_of else s for s in wanted.values()}
@@ -277,11 +276,22 @@ def save(folder: str | Path, params, cfg: ModelConfig, tok: tokenizer.Tokenizer 
     leaf = _at(params, s.path)
     return np.ascontiguousarray(to_theirs(np.asarray(leaf[s.index] if s.index else leaf), s))
   specs = {hf: (np.dtype(_at(params, s.path).dtype), s.shape) for hf, s in original.items()}
-  folder.mkdir(parents=True, exist_ok=True)
-  safetensors.write_sharded(folder, specs, get, max_shard_bytes)
-  (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+  write_model(folder, config, specs, get, max_shard_bytes)
   if tok is not None:
     tok.save_dir(folder)
+
+
+def full_config(cfg: ModelConfig, tok: tokenizer.Tokenizer | None, settings: Mapping[str, Any] | None = None) -> dict:
+  """to_hf, the tokenizer's ends, and more keys."""
+  return to_hf(cfg) | _token_ids(tok, cfg) | dict(settings or {})
+
+
+def write_model(folder: str | Path, config: dict, specs: safetensors.Specs, get: Callable[[str], np.ndarray],
+                max_shard_bytes: int = 5_000_000_000) -> list[Path]:
+  """Writes the tensors that get(name) gives, and config.json once they are there; gives the tensors' files."""
+  files = safetensors.write_sharded(folder, specs, get, max_shard_bytes)
+  (Path(folder) / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+  return files
 
 
 def _check_tree(params, cfg: ModelConfig) -> None:

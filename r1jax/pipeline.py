@@ -6,7 +6,6 @@ tensorboard), result.json, report.html. Run again on the same folder, it goes on
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import time
@@ -23,10 +22,9 @@ from r1jax.config import RunConfig
 from r1jax.evals import evaluate
 from r1jax.loop import Stop
 from r1jax.models import param, transformer
-from r1jax.rewards.accuracy import math_accuracy
-from r1jax.rewards.format import think_answer_format
 from r1jax.sampler import SampleConfig
 from r1jax.stages import pretrain, reasoning_rl
+from r1jax.tasks import gsm8k
 from r1jax.types import Task
 
 STAGES = dict(pretrain=pretrain.run, reasoning_rl=reasoning_rl.run)
@@ -123,9 +121,7 @@ def load_model(folder: str | Path, dtype: str = ""):
     raise ValueError(f"{folder}: its tokenizer has {tok.vocab} tokens, its model only {model.vocab}")
   def no_problem(i):
     raise ValueError(f"{folder}: a model directory has no problems: give a file of them")
-  task = Task(name=Path(folder).name, tokenizer=tok, problem=no_problem, size=0, held_out=(),
-              rewards=dict(accuracy=math_accuracy, format=think_answer_format),
-              lenient=functools.partial(math_accuracy, strict=False))
+  task = Task(name=Path(folder).name, tokenizer=tok, problem=no_problem, size=0, held_out=(), **gsm8k.SCORING)
   return params, model, task
 
 

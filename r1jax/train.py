@@ -21,13 +21,13 @@ from r1jax.types import Batch, TrainState
 
 
 def token_logprobs(params, model: ModelConfig, prompt_BP, prompt_length_B, answer_NA, temperature: float = 1.0,
-                   experts=None, mask_NA=None):
+                   experts=None):
   """log p(answer token | prompt, answer tokens before it) and the entropy of that prediction, each [N, A], f32.
 
   N = B * G answers, prompt-major; each prompt is computed once. What stands at padding is masked by the caller.
   experts: (prompt_expert_BPLk, expert_NALk) of the sampler, for MoE layers to use again.
   """
-  return logprobs_and_routing(params, model, prompt_BP, prompt_length_B, answer_NA, temperature, experts, mask_NA)[:2]
+  return logprobs_and_routing(params, model, prompt_BP, prompt_length_B, answer_NA, temperature, experts)[:2]
 
 
 def logprobs_and_routing(params, model: ModelConfig, prompt_BP, prompt_length_B, answer_NA, temperature: float = 1.0,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from r1jax.cli import policy
+
 
 def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(
     prog="r1jax export", allow_abbrev=False,
     description="Writes a run's policy as a Hugging Face directory: config.json, safetensors, tokenizer.")
   parser.add_argument("--workdir", required=True, metavar="DIR", type=Path, help="folder of a run")
-  parser.add_argument("--stage", default="", metavar="NAME", help="stage whose checkpoint to use (default: the last)")
-  parser.add_argument("--step", type=int, metavar="N", help="checkpoint number (default: the newest)")
+  policy.add_checkpoint_flags(parser)
   parser.add_argument("--shard-mb", type=int, default=5000, metavar="N", help="largest weights file (default 5000)")
   parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
   args = parser.parse_args(argv)

@@ -12,8 +12,7 @@ def add_flags(parser: argparse.ArgumentParser, temperature: float, top_p: float)
   which.add_argument("--model", metavar="DIR", type=Path, help="a Hugging Face model directory")
   parser.add_argument("--dtype", default="", choices=("", "float32", "bfloat16", "float16"),
                       help="of --model's weights (default: float32 on CPU, elsewhere as its config.json says)")
-  parser.add_argument("--stage", default="", metavar="NAME", help="stage whose checkpoint to use (default: the last)")
-  parser.add_argument("--step", type=int, metavar="N", help="checkpoint number (default: the newest)")
+  add_checkpoint_flags(parser)
   parser.add_argument("--temperature", type=float, default=temperature, help=f"0 is greedy (default {temperature})")
   parser.add_argument("--top-p", type=float, default=top_p, help=f"(default {top_p})")
   parser.add_argument("--top-k", type=int, default=0, help="0: all (default)")
@@ -21,6 +20,11 @@ def add_flags(parser: argparse.ArgumentParser, temperature: float, top_p: float)
   parser.add_argument("--max-tokens", type=int, default=0, metavar="N",
                       help="longest answer (default: as in RL; 512 with --model)")
   parser.add_argument("--seed", type=int, default=0)
+
+
+def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--stage", default="", metavar="NAME", help="stage whose checkpoint to use (default: the last)")
+  parser.add_argument("--step", type=int, metavar="N", help="checkpoint number (default: the newest)")
 
 
 def load(args):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -81,9 +82,7 @@ def _slot(name, shape, path, index, prefix):
 
 
 def _hf_shape(name, path, shape):
-  size = 1
-  for n in shape:
-    size *= n
+  size = math.prod(shape)
   if not name.linear:
     return (size,) if path[-1].endswith("_bias") else shape
   inputs = shape[0] * shape[1] if path[-2:] == ("attention", "out") else shape[0]

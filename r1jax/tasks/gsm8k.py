@@ -46,6 +46,11 @@ def load(path: str | Path) -> list[Problem]:
   return problems
 
 
+# how answers to mathematical questions are scored: the fields of a Task
+SCORING = dict(rewards=dict(accuracy=math_accuracy, format=think_answer_format),
+               lenient=functools.partial(math_accuracy, strict=False))
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
   held_out: int = 0      # problems of the test file to evaluate on, from its start; 0: all
@@ -67,5 +72,4 @@ def make(cfg: Config, data) -> Task:
     problem=lambda i: train[i],
     size=len(train),
     held_out=tuple(test[:cfg.held_out or None]),
-    rewards=dict(accuracy=math_accuracy, format=think_answer_format),
-    lenient=functools.partial(math_accuracy, strict=False))
+    **SCORING)
