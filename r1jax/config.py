@@ -74,7 +74,7 @@ def freeze(config: ml_collections.ConfigDict) -> RunConfig:
   task = dict(plain.get("task") or {})
   if "name" not in task:
     raise ValueError("task.name is missing")
-  plain["task"] = _build(tasks.find(task.pop("name")).Config, task, "task")
+  plain["task"] = build(tasks.find(task.pop("name")).Config, task, "task")
   model = dict(plain.get("model") or {})
   if plain.get("start"):
     plain["model"] = _started(plain["start"], model)
@@ -84,7 +84,7 @@ def freeze(config: ml_collections.ConfigDict) -> RunConfig:
     if "vocab" in model:
       raise ValueError("model.vocab comes from the tokenizer: leave it out")
     plain["model"] = model | dict(vocab=1)
-  return _build(RunConfig, plain, "")
+  return build(RunConfig, plain, "")
 
 
 def _started(folder: str, section: dict) -> ModelConfig:
@@ -105,7 +105,7 @@ def with_vocab(cfg: RunConfig, vocab: int) -> ModelConfig:
   return dataclasses.replace(cfg.model, vocab=vocab)
 
 
-def _build(cls, values: dict, path: str):
+def build(cls, values: dict, path: str):
   """A dataclass from nested dicts; sections are built by the types of its fields."""
   hints = typing.get_type_hints(cls)
   names = [f.name for f in dataclasses.fields(cls)]
@@ -127,7 +127,7 @@ def _convert(hint, value, path: str):
     return None
   kind = next((o for o in options if o is not type(None)), hint)
   if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-    return _build(kind, value, path)
+    return build(kind, value, path)
   plain = typing.get_origin(kind) or kind
   if plain is Any or (dataclasses.is_dataclass(kind) and isinstance(value, kind)):
     return value

@@ -128,9 +128,12 @@ def load_model(folder: str | Path, dtype: str = ""):
 def abstract_state(cfg: RunConfig, stage: str, model: transformer.ModelConfig):
   """Shapes of a stage's TrainState, to restore its checkpoint with."""
   section = getattr(cfg, stage)
-  reference = stage == "reasoning_rl" and section.loss.kl_coef > 0
-  tx = optimizer.make(section.optimizer, 1)
-  state = jax.eval_shape(lambda key: train.init_state(transformer.init(model, key), tx, reference), jax.random.key(0))
+  def first(key):
+    params = transformer.init(model, key)
+    if stage == "reasoning_rl":
+      return reasoning_rl.first_state(section, params, model)
+    return train.init_state(params, optimizer.make(section.optimizer, 1))
+  state = jax.eval_shape(first, jax.random.key(0))
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), state)
 

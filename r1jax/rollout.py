@@ -32,6 +32,7 @@ class Rollouts:
   truncated_N: np.ndarray        # bool: hit max_tokens before its end token
   prompt_experts: list[np.ndarray] | None = None   # B, [P, L, k]: MoE layers' experts of each token, else None
   experts: list[np.ndarray] | None = None          # N, [answer tokens, L, k]
+  kept: list[np.ndarray] | None = None             # N, [answer tokens, top_k]: with sampling.keep_mask
 
   @property
   def group_size(self) -> int:
@@ -46,7 +47,7 @@ def sample(params, problems: Sequence[Problem], group_size: int, *, model: Model
   """
   prompts = (encode or tokenizer.encode_batch)([p.prompt for p in problems])
   at_once = prompts_at_once or len(problems)
-  answers, logps, truncated, prompt_experts, experts = [], [], [], [], []
+  answers, logps, truncated, prompt_experts, experts, kept = [], [], [], [], [], []
   for i in range(0, len(problems), at_once):
     part, ids = prompts[i:i + at_once], [p.id for p in problems[i:i + at_once]]
     count = len(part)
@@ -65,8 +66,11 @@ def sample(params, problems: Sequence[Problem], group_size: int, *, model: Model
       prompt_expert_BPLk, expert_NALk = np.asarray(state.prompt_expert_BPLk), np.asarray(state.expert_NALk)
       prompt_experts += [prompt_expert_BPLk[b, :len(part[b])].copy() for b in range(count)]
       experts += [expert_NALk[n, :length_N[n]].copy() for n in range(count * group_size)]
+    if cfg.keep_mask:
+      kept_NAk = np.asarray(state.kept_NAk)
+      kept += [kept_NAk[n, :length_N[n]].copy() for n in range(count * group_size)]
   return Rollouts(list(problems), prompts, answers, logps, [tokenizer.decode(a) for a in answers],
-                  np.asarray(truncated), prompt_experts or None, experts or None)
+                  np.asarray(truncated), prompt_experts or None, experts or None, kept or None)
 
 
 def score(rollouts: Rollouts, terms: dict[str, tuple[float, Reward]], truncated: str = "wrong"):
@@ -88,7 +92,29 @@ def score(rollouts: Rollouts, terms: dict[str, tuple[float, Reward]], truncated:
   return np.asarray(rewards, np.float32), parts
 
 
-def to_batch(rollouts: Rollouts, advantage_N, valid_N=None, shared_prompt: bool = True) -> Batch:
+def join(parts: Sequence[Rollouts]) -> Rollouts:
+  """Rollouts of the same group size, one after the other."""
+  if len(parts) == 1:
+    return parts[0]
+  lists = {f.name: [x for part in parts for x in getattr(part, f.name) or []] for f in dataclasses.fields(Rollouts)
+           if f.name != "truncated_N"}
+  for name in ("prompt_experts", "experts", "kept"):
+    lists[name] = lists[name] or None
+  return Rollouts(**lists, truncated_N=np.concatenate([part.truncated_N for part in parts]))
+
+
+def select(rollouts: Rollouts, groups) -> Rollouts:
+  """The problems with these indices and all answers to them, in this order."""
+  G = rollouts.group_size
+  rows = [b * G + g for b in groups for g in range(G)]
+  pick = lambda values, chosen: None if values is None else [values[i] for i in chosen]
+  return Rollouts(
+    **{name: pick(getattr(rollouts, name), groups) for name in ("problems", "prompts", "prompt_experts")},
+    **{name: pick(getattr(rollouts, name), rows) for name in ("answers", "logps", "texts", "experts", "kept")},
+    truncated_N=rollouts.truncated_N[rows])
+
+
+def to_batch(rollouts: Rollouts, advantage_N=None, valid_N=None, shared_prompt: bool = True) -> Batch:
   """All answers as a batch to learn from. valid_N: 0 for answers that take no part in the loss.
 
   shared_prompt: each prompt stands once for its G answers; else once for each: the same loss, more work, but then
@@ -97,22 +123,24 @@ def to_batch(rollouts: Rollouts, advantage_N, valid_N=None, shared_prompt: bool 
   G, N = rollouts.group_size, len(rollouts.answers)
   prompts = rollouts.prompts if shared_prompt else [p for p in rollouts.prompts for _ in range(G)]
   A, P = train.bucket(max(map(len, rollouts.answers))), train.bucket(max(map(len, prompts)))
-  routing = {}
+  more = {}
   if rollouts.experts is not None:
     of_prompts = rollouts.prompt_experts if shared_prompt else [e for e in rollouts.prompt_experts for _ in range(G)]
-    routing = dict(prompt_expert_BPLk=_pad_tokens(of_prompts, P), expert_NALk=_pad_tokens(rollouts.experts, A))
+    more = dict(prompt_expert_BPLk=_pad_tokens(of_prompts, P), expert_NALk=_pad_tokens(rollouts.experts, A))
+  if rollouts.kept is not None:
+    more["kept_NAk"] = _pad_tokens(rollouts.kept, A, -1)
   valid = np.ones(N) if valid_N is None else valid_N
   return Batch(
     prompt_BP=train.pad_rows(prompts, P, 0),
     prompt_length_B=np.asarray([len(p) for p in prompts], np.int32),
     answer_NA=train.pad_rows(rollouts.answers, A, 0),
     mask_NA=train.pad_rows([[float(v)] * len(a) for a, v in zip(rollouts.answers, valid, strict=True)], A, 0.0),
-    advantage_N=np.asarray(advantage_N, np.float32),
-    sampler_logp_NA=train.pad_rows(rollouts.logps, A, 0.0), **routing)
+    advantage_N=None if advantage_N is None else np.asarray(advantage_N, np.float32),
+    sampler_logp_NA=train.pad_rows(rollouts.logps, A, 0.0), **more)
 
 
-def _pad_tokens(rows: list[np.ndarray], length: int) -> np.ndarray:
-  return np.stack([np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in rows])
+def _pad_tokens(rows: list[np.ndarray], length: int, fill: int = 0) -> np.ndarray:
+  return np.stack([np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=fill) for x in rows])
 
 
 def take(batch: Batch, questions, group_size: int) -> Batch:

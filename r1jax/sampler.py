@@ -2,7 +2,8 @@
 
 A sample depends on (seed, step, problem, sample) alone, not on the batch it came out of: its key is folded from
 these four, and each of its tokens from that key. The log-prob returned is the policy's at the sampling temperature,
-before top-p / top-k / min-p cut anything off: what the trainer computes on the same tokens. Letters: r1jax/types.py.
+before top-p / top-k / min-p cut anything off: what the trainer computes on the same tokens. (With keep_mask both are
+over what was left.) Letters: r1jax/types.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from r1jax import losses
 from r1jax.models import rope, transformer
 from r1jax.models.attention import DecodeCache
 from r1jax.models.transformer import ModelConfig
@@ -29,6 +31,7 @@ class SampleConfig:
   top_p: float = 1.0             # smallest set of tokens with at least this mass; 1: all
   top_k: int = 0                 # this many tokens; 0: all
   min_p: float = 0.0             # tokens with at least this share of the likeliest one's probability; 0: all
+  keep_mask: bool = False        # V3.2's "keep sampling mask": log-probs are over the tokens kept, the trainer's too
 
   def __post_init__(self):
     if self.max_tokens < 1:
@@ -38,6 +41,8 @@ class SampleConfig:
     if not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or self.top_k < 0:
       raise ValueError(f"sampling needs 0 < top_p={self.top_p} <= 1, 0 <= min_p={self.min_p} < 1,"
                        f" top_k={self.top_k} >= 0")
+    if self.keep_mask and not self.top_k:
+      raise ValueError(f"sampling.keep_mask=True needs top_k={self.top_k} above 0: so many tokens are kept in mind")
 
   @property
   def scale(self) -> float:
@@ -60,6 +65,7 @@ class SampleState:
   # MoE models: experts of each token in each MoE layer, for the trainer to use again; else None
   prompt_expert_BPLk: jax.Array | None = None
   expert_NALk: jax.Array | None = None
+  kept_NAk: jax.Array | None = None         # with keep_mask: the top_k tokens that could be drawn, -1 for those cut
 
 
 def sample_keys(seed: int, step, problem_B, samples_G):
@@ -93,6 +99,12 @@ def keep(logit_NV, cfg: SampleConfig):
   return logit_NV
 
 
+def kept_tokens(logit_NV, cfg: SampleConfig):
+  """The tokens that may be drawn [N, top_k], -1 where top-p or min-p left fewer. Of ties at the edge, the first."""
+  value_Nk, token_Nk = jax.lax.top_k(keep(logit_NV, cfg), min(cfg.top_k, logit_NV.shape[-1]))
+  return jnp.where(value_Nk > CUT / 2, token_Nk, -1).astype(jnp.int32)
+
+
 def draw(p_V, uniform, block: int = 128):
   """The token at which the cumulative sum of p (of any scale) passes `uniform`, within [0, 1), of the whole.
 
@@ -110,23 +122,25 @@ def draw(p_V, uniform, block: int = 128):
   return s * block + jnp.minimum(jnp.sum(jnp.cumsum(p_K) <= rest), last)
 
 
-def prefill(params, model: ModelConfig, prompt_BP, length_B, key_N, max_tokens: int, end_id) -> SampleState:
+def prefill(params, model: ModelConfig, cfg: SampleConfig, prompt_BP, length_B, key_N, end_id) -> SampleState:
   """Runs each right-padded prompt once; N = len(key_N), G = N / B answers start from it."""
   B, P = prompt_BP.shape
-  N = key_N.shape[0]
+  N, max_tokens = key_N.shape[0], cfg.max_tokens
   position_BP = jnp.broadcast_to(jnp.arange(P), (B, P))
   hidden_BPD, kept = transformer.forward(params, model, prompt_BP, position_BP, keep=True)
   last_BD = jnp.take_along_axis(hidden_BPD, (length_B - 1)[:, None, None], axis=1)[:, 0]
   cache = transformer.decode_cache(model, kept.kv, N, max_tokens)
-  experts = {}
+  more = {}
   if model.moe:
     shape = (N, max_tokens, model.stacks["moe_layers"], model.moe.top_k)
-    experts = dict(prompt_expert_BPLk=_by_token(model, kept), expert_NALk=jnp.zeros(shape, model.moe.index_dtype))
+    more = dict(prompt_expert_BPLk=_by_token(model, kept), expert_NALk=jnp.zeros(shape, model.moe.index_dtype))
+  if cfg.keep_mask:
+    more["kept_NAk"] = jnp.full((N, max_tokens, min(cfg.top_k, model.vocab)), -1)
   return SampleState(
     hidden_ND=jnp.repeat(last_BD, N // B, axis=0), cache=cache,
     prompt_length_B=length_B, t=jnp.int32(0), done_N=jnp.zeros(N, bool), key_N=key_N,
     token_NA=jnp.full((N, max_tokens), ends(end_id)[0], jnp.int32), logp_NA=jnp.zeros((N, max_tokens)),
-    length_N=jnp.zeros(N, jnp.int32), **experts)
+    length_N=jnp.zeros(N, jnp.int32), **more)
 
 
 def decode_one(params, model: ModelConfig, cfg: SampleConfig, end_id, turned: rope.Table, state: SampleState):
@@ -134,11 +148,16 @@ def decode_one(params, model: ModelConfig, cfg: SampleConfig, end_id, turned: ro
   N, t = state.done_N.shape[0], state.t
   logit_NV = jnp.dot(state.hidden_ND, transformer.head(params), preferred_element_type=jnp.float32) / cfg.scale
   logit_NV -= jnp.max(logit_NV, axis=-1, keepdims=True)
+  more = {}
+  if cfg.keep_mask:
+    kept_Nk = kept_tokens(logit_NV, cfg)
+    logit_NV = jnp.where(losses.allowed(kept_Nk, model.vocab), logit_NV, CUT)
+    more["kept_NAk"] = jax.lax.dynamic_update_slice(state.kept_NAk, kept_Nk[:, None], (0, t, 0))
   if cfg.temperature == 0:
     token_N = jnp.argmax(logit_NV, axis=-1)
   else:
     uniform_N = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t)))(state.key_N)
-    token_N = jax.vmap(draw)(jnp.exp(keep(logit_NV, cfg)), uniform_N)
+    token_N = jax.vmap(draw)(jnp.exp(logit_NV if cfg.keep_mask else keep(logit_NV, cfg)), uniform_N)
   token_N = jnp.where(state.done_N, ends(end_id)[0], token_N).astype(jnp.int32)
   logp_N = jnp.take_along_axis(logit_NV, token_N[:, None], axis=1)[:, 0] - jnp.log(jnp.exp(logit_NV).sum(axis=-1))
 
@@ -146,16 +165,15 @@ def decode_one(params, model: ModelConfig, cfg: SampleConfig, end_id, turned: ro
   attend = transformer.decode_attention(model, state.prompt_length_B, t)
   hidden_N1D, kept = transformer.forward(params, model, token_N[:, None], rope.lookup(turned, position_N), attend,
                                          state.cache, keep=True)
-  experts = {}
   if model.moe:
-    experts["expert_NALk"] = jax.lax.dynamic_update_slice(state.expert_NALk, _by_token(model, kept), (0, t, 0, 0))
+    more["expert_NALk"] = jax.lax.dynamic_update_slice(state.expert_NALk, _by_token(model, kept), (0, t, 0, 0))
   ended_N = (token_N[:, None] == jnp.array(ends(end_id))).any(axis=1)
   column = lambda old, x: jax.lax.dynamic_update_slice(old, x[:, None], (0, t))
   return state.replace(
     hidden_ND=hidden_N1D[:, 0], cache=kept.kv, t=t + 1,
     done_N=state.done_N | ended_N, token_NA=column(state.token_NA, token_N),
     logp_NA=column(state.logp_NA, jnp.where(state.done_N, 0.0, logp_N)),
-    length_N=state.length_N + ~state.done_N, **experts)
+    length_N=state.length_N + ~state.done_N, **more)
 
 
 def _by_token(model: ModelConfig, kept: transformer.Kept):
@@ -165,7 +183,7 @@ def _by_token(model: ModelConfig, kept: transformer.Kept):
 
 @functools.partial(jax.jit, static_argnames=("model", "cfg", "end_id"))
 def start(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: SampleConfig, end_id) -> SampleState:
-  return prefill(params, model, prompt_BP, length_B, key_N, cfg.max_tokens, end_id)
+  return prefill(params, model, cfg, prompt_BP, length_B, key_N, end_id)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "cfg", "end_id"), donate_argnames="state")

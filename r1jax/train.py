@@ -21,18 +21,30 @@ from r1jax.types import Batch, TrainState
 
 
 def token_logprobs(params, model: ModelConfig, prompt_BP, prompt_length_B, answer_NA, temperature: float = 1.0,
-                   experts=None):
+                   experts=None, kept_NAk=None):
   """log p(answer token | prompt, answer tokens before it) and the entropy of that prediction, each [N, A], f32.
 
   N = B * G answers, prompt-major; each prompt is computed once. What stands at padding is masked by the caller.
-  experts: (prompt_expert_BPLk, expert_NALk) of the sampler, for MoE layers to use again.
+  experts: (prompt_expert_BPLk, expert_NALk) of the sampler, for MoE layers to use again. kept_NAk: the tokens that it
+  drew each from, where log-probs are to be over these alone.
   """
-  return logprobs_and_routing(params, model, prompt_BP, prompt_length_B, answer_NA, temperature, experts)[:2]
+  return logprobs_and_routing(params, model, prompt_BP, prompt_length_B, answer_NA, temperature, experts,
+                              kept_NAk=kept_NAk)[:2]
 
 
 def logprobs_and_routing(params, model: ModelConfig, prompt_BP, prompt_length_B, answer_NA, temperature: float = 1.0,
-                         experts=None, mask_NA=None):
+                         experts=None, mask_NA=None, kept_NAk=None):
   """token_logprobs, and the MoE layers' Routing (None without them), whose load leaves padding out by mask_NA."""
+  hidden_NAD, routing = answer_states(params, model, prompt_BP, prompt_length_B, answer_NA, experts, mask_NA)
+  N, A = answer_NA.shape
+  logp_M, entropy_M = losses.token_logprobs(hidden_NAD.reshape(N * A, -1), transformer.head(params),
+                                            answer_NA.reshape(-1), temperature, model.logit_chunk,
+                                            None if kept_NAk is None else kept_NAk.reshape(N * A, -1))
+  return logp_M.reshape(N, A), entropy_M.reshape(N, A), routing
+
+
+def answer_states(params, model: ModelConfig, prompt_BP, prompt_length_B, answer_NA, experts=None, mask_NA=None):
+  """(hidden states that choose each answer token [N, A, D], the MoE layers' Routing); each prompt is computed once."""
   (B, P), (N, A) = prompt_BP.shape, answer_NA.shape
   G = N // B
   # the last prompt token predicts the first answer token, and the last answer token predicts nothing
@@ -53,17 +65,15 @@ def logprobs_and_routing(params, model: ModelConfig, prompt_BP, prompt_length_B,
   last_B1D = jnp.take_along_axis(hidden_BSD[:, :P], (prompt_length_B - 1)[:, None, None], axis=1)
   answer_NAD = hidden_BSD[:, P:].reshape(N, A - 1, model.dim)
   hidden_NAD = jnp.concatenate([jnp.repeat(last_B1D, G, axis=0), answer_NAD], axis=1)
-  logp_M, entropy_M = losses.token_logprobs(hidden_NAD.reshape(N * A, -1), transformer.head(params),
-                                            answer_NA.reshape(-1), temperature, model.logit_chunk)
-  return logp_M.reshape(N, A), entropy_M.reshape(N, A), kept.routing
+  return hidden_NAD, kept.routing
 
 
 @functools.partial(jax.jit, static_argnames=("model", "temperature", "micro_batches"))
-def score(params, prompt_BP, prompt_length_B, answer_NA, experts=None, *, model: ModelConfig, temperature: float = 1.0,
-          micro_batches: int = 1):
+def score(params, prompt_BP, prompt_length_B, answer_NA, experts=None, kept_NAk=None, *, model: ModelConfig,
+          temperature: float = 1.0, micro_batches: int = 1):
   """log-probs [N, A] of given answers: the old policy's (its experts used again), the reference's (its own)."""
-  one = lambda part: token_logprobs(params, model, *part[:3], temperature, part[3])[0]
-  parts = split((prompt_BP, prompt_length_B, answer_NA, experts), micro_batches)
+  one = lambda part: token_logprobs(params, model, *part[:3], temperature, *part[3:])[0]
+  parts = split((prompt_BP, prompt_length_B, answer_NA, experts, kept_NAk), micro_batches)
   out = jax.lax.map(one, parts) if micro_batches > 1 else one(jax.tree.map(lambda x: x[0], parts))[None]
   return out.reshape(answer_NA.shape)
 

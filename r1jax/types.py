@@ -43,12 +43,16 @@ class Batch:
   answer_NA: jax.Array            # int32, right-padded; the end token is part of it
   mask_NA: jax.Array              # f32: 1 on the answer tokens where the loss lives
   advantage_N: jax.Array | None = None
+  token_advantage_NA: jax.Array | None = None   # PPO: one of each token, in place of advantage_N
   old_logp_NA: jax.Array | None = None      # None: on-policy, the ratio is 1 and only its gradient counts
   ref_logp_NA: jax.Array | None = None      # None: no KL term
-  sampler_logp_NA: jax.Array | None = None  # for the mismatch metric
+  sampler_logp_NA: jax.Array | None = None  # of the policy that sampled: mismatch, off-policy corrections
+  return_NA: jax.Array | None = None        # PPO: what the critic's values should be
+  old_value_NA: jax.Array | None = None     # PPO: what they were at the time of the rollout
   # MoE layers' experts as the sampler chose them (models/moe.py), to be used again; None: the trainer's own choice
   prompt_expert_BPLk: jax.Array | None = None
   expert_NALk: jax.Array | None = None
+  kept_NAk: jax.Array | None = None         # tokens that each was drawn from, -1 for none; None: the whole vocabulary
 
 
 @flax.struct.dataclass
@@ -58,6 +62,7 @@ class TrainState:
   params: Any
   opt_state: Any
   ref_params: Any = None          # the KL reference; None where the stage has none
+  critic: Any = None              # PPO: the critic's own TrainState
 
 
 @dataclasses.dataclass(frozen=True)

@@ -126,7 +126,7 @@ def test_shuffled_groups_keep_the_values_but_hand_them_to_others_across_groups()
   (0.01, -1.0, 10.0, 10.0, -0.01, -0.01), (3.0, 0.0, 0.2, 0.2, 0.0, 0.0)])
 def test_clipped_surrogate_by_hand(ratio, advantage, low, high, value, slope):
   old = -1.5
-  f = lambda logp: grpo.clipped_surrogate(logp, old, advantage, low, high)
+  f = lambda logp: grpo.clipped_surrogate(jnp.exp(logp - old), advantage, low, high)
   got, grad = jax.value_and_grad(f)(old + math.log(ratio))
   np.testing.assert_allclose((got, grad), (value, slope), rtol=1e-5)
 
@@ -283,7 +283,7 @@ def test_row_order_and_padding_length_change_nothing(aggregation, divisor):
 
 @pytest.mark.parametrize(("wrong", "named"), [
   (dict(clip_low=0.0), "clip_low=0.0"), (dict(clip_high=-1.0), "clip_high=-1.0"), (dict(kl_coef=-0.1), "kl_coef=-0.1"),
-  (dict(advantage="gae"), "'gae' is none of group_normalised, group_centred"),
+  (dict(advantage="best"), "'best' is none of group_normalised, group_centred"),
   (dict(aggregation="mean"), "'mean' is none of sequence_mean_token_mean, token_mean, constant_divisor"),
   (dict(aggregation="constant_divisor"), "divisor=0.0"), (dict(divisor=5.0), "divisor=5.0"),
   (dict(negative_control="yes"), "'yes' is none of")])

@@ -42,6 +42,28 @@ def test_values_and_gradients_are_those_of_the_plain_log_softmax(chunk, temperat
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
 
 
+@pytest.mark.parametrize("chunk", [4, 100])
+def test_over_kept_tokens_alone_the_others_have_probability_and_gradient_zero(chunk):
+  hidden_MD, head_DV, _, weights = inputs()
+  rng = np.random.default_rng(1)
+  kept_Mk = np.stack([rng.permutation(11)[:4] for _ in range(13)])
+  kept_Mk[::3, 2:] = -1                                    # some were cut down further
+  target_M = jnp.asarray(kept_Mk[:, 0])
+  out_MV = np.ones((13, 11), bool)
+  for m, row in enumerate(kept_Mk):
+    out_MV[m, row[row >= 0]] = False
+
+  def plain(h, w):
+    logp_MV = jax.nn.log_softmax(jnp.where(out_MV, -jnp.inf, h @ w / 0.7))
+    p_MV = jnp.exp(logp_MV)
+    return logp_MV[jnp.arange(13), target_M], -jnp.sum(jnp.where(out_MV, 0, p_MV * jnp.where(out_MV, 0, logp_MV)), 1)
+
+  got = pull(lambda h, w: losses.token_logprobs(h, w, target_M, 0.7, chunk, jnp.asarray(kept_Mk)), hidden_MD, head_DV,
+             weights)
+  want = pull(plain, hidden_MD, head_DV, weights)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
+
+
 def test_by_hand():
   # logits log 1, log 2, log 5 -> 1/8, 2/8, 5/8
   logp, entropy = losses.token_logprobs(jnp.ones((1, 1)), jnp.log(jnp.array([[1.0, 2, 5]])), jnp.array([2]), 1.0, 4)

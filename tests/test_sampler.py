@@ -56,6 +56,27 @@ def test_log_probs_are_those_of_the_trainer_on_the_same_tokens(lengths, G, cfg):
     assert not state.logp_NA[n, length:].any()
 
 
+def test_with_a_keep_mask_log_probs_are_over_the_tokens_left_on_both_sides():
+  rows, cfg = prompts(5, 1), SampleConfig(10, temperature=0.7, top_k=5, top_p=0.9, keep_mask=True)
+  state = sample(rows, 4, cfg)
+  kept_NAk = state.kept_NAk
+  assert kept_NAk.shape == (8, 10, 5)
+  logp_NA = np.asarray(train.score(weights(MODEL), train.pad_rows(rows, 5, 0), jnp.array([5, 1]), state.token_NA,
+                                   None, kept_NAk, model=MODEL, temperature=0.7))
+  plain_NA = np.asarray(train.score(weights(MODEL), train.pad_rows(rows, 5, 0), jnp.array([5, 1]), state.token_NA,
+                                    model=MODEL, temperature=0.7))
+  sizes = set()
+  for n, length in enumerate(state.length_N):
+    np.testing.assert_allclose(state.logp_NA[n, :length], logp_NA[n, :length], atol=1e-5)
+    assert (logp_NA[n, :length] > plain_NA[n, :length] + 1e-4).any()
+    for t in range(length):
+      assert state.token_NA[n, t] in kept_NAk[n, t]
+      sizes.add(int((kept_NAk[n, t] >= 0).sum()))
+  assert len(sizes) > 1 and max(sizes) <= 5                   # top-p cut some of the five
+  same = sample(rows, 4, SampleConfig(10, temperature=0.7, top_k=5, top_p=0.9))
+  np.testing.assert_array_equal(same.token_NA, state.token_NA)   # what is drawn does not change
+
+
 def test_greedy_takes_the_argmax_of_the_full_forward():
   rows = prompts(4, 7)
   state = sample(rows, 1, SampleConfig(8, temperature=0.0), end_id=NEVER)

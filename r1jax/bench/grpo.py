@@ -58,11 +58,11 @@ def measure(shape: str, steps: int) -> dict:
     t1 = time.perf_counter()
     rollouts = rollout.Rollouts(problems, prompts, answers.tolist(), list(logps), [""] * (B * G), np.zeros(B * G, bool))
     reward_N = (answers.sum(1) % 2).astype(np.float32)
-    adv_N, valid_N, _ = reasoning_rl.advantages(cfg, reward_N, rollouts.truncated_N, 0, step)
-    batch = rollout.to_batch(rollouts, adv_N, valid_N)
+    batch = rollout.to_batch(rollouts)
     ref = train.score(state.ref_params, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, model=model,
                       micro_batches=micro)
-    batch = batch.replace(ref_logp_NA=np.asarray(ref))
+    batch, _ = reasoning_rl.credited(cfg, batch.replace(ref_logp_NA=np.asarray(ref)), reward_N, rollouts.truncated_N,
+                                     np.zeros(B * G, bool), 0, step)
     t2 = time.perf_counter()
     state, metrics = update(state, batch)
     loss = float(metrics["loss"].value())

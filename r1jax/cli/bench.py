@@ -1,4 +1,4 @@
-"""`r1jax bench grpo`, `r1jax bench load`"""
+"""`r1jax bench grpo`, `r1jax bench load`, `r1jax bench decode`"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-BENCHES = ("grpo", "load")
+BENCHES = ("grpo", "load", "decode")
 
 
 def main(argv: list[str]) -> int:
@@ -16,7 +16,8 @@ def main(argv: list[str]) -> int:
     prog="r1jax bench", allow_abbrev=False,
     description="grpo: whole GRPO steps (rollout of fixed length, reference log-probs, AdamW update) on random tokens, "
                 "with the time of each phase, the share of this machine's matmul speed, and peak memory. "
-                "load: a Hugging Face checkpoint is read, with the host's memory beyond the parameters, and speed.")
+                "load: a Hugging Face checkpoint is read, with the host's memory beyond the parameters, and speed. "
+                "decode: prefill and decode of a SmolLM2-135M shape in f32 and bf16, beside transformers' generate.")
   parser.add_argument("what", choices=BENCHES, help="what to measure")
   parser.add_argument("--shape", choices=("A", "B"), default="A",
                       help="grpo; A: 4 layers x 128, vocab 512, 8 prompts x 8 answers, 32 + 64 tokens (default);"
@@ -24,6 +25,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--steps", type=int, default=10, metavar="N", help="grpo: steps to time (default 10)")
   parser.add_argument("--model", type=Path, metavar="DIR",
                       help="load: the checkpoint (default: 0.5 GB of random weights in shards of 64 MB)")
+  parser.add_argument("--no-peer", action="store_true", help="decode: leave transformers out")
   parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
   args = parser.parse_args(argv)
   if args.steps < 1:
@@ -32,6 +34,10 @@ def main(argv: list[str]) -> int:
     from r1jax.bench import load
     result = load.measure(args.model)
     Console().print(load.table(result))
+  elif args.what == "decode":
+    from r1jax.bench import decode
+    result = decode.measure(peer=not args.no_peer)
+    Console().print(decode.table(result))
   else:
     from r1jax.bench import grpo
     result = grpo.measure(args.shape, args.steps)

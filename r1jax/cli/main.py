@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 
+from r1jax import compiled
 from r1jax.cpu import keep_memory
 
 COMMANDS = dict(
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
   logging.getLogger("absl").setLevel(logging.ERROR)      # Orbax tells of every save
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   keep_memory()
+  compiled.keep()
   try:
     return _module(command).main(argv[1:]) or 0
   except (ValueError, NotImplementedError, FileNotFoundError, NotADirectoryError, IsADirectoryError,

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import data, grpo, loop, optimizer, rollout, train
+from r1jax import credit, critic, data, grpo, loop, optimizer, rollout, train
+from r1jax.critic import CriticConfig
 from r1jax.evals import evaluate
 from r1jax.grpo import LossConfig
 from r1jax.loop import SaveConfig
@@ -43,7 +44,11 @@ class RLConfig:
   prompts_at_once: int = 0               # questions sampled together; 0: all. Changes memory, not results
   reference_refresh: int = 400           # updates, then the reference becomes the policy; 0: never. R1: 400
   truncated: str = "wrong"               # rollout.score
+  overlong_cushion: int = 0              # soft punishment within so many tokens of max_tokens (DAPO); 0: none
   zero_variance: str = "keep"            # groups whose rewards agree: keep (KL acts on them) or drop from the loss
+  dynamic_sampling: int = 0              # up to so many times the questions are sampled, until enough groups do not
+                                         # agree (DAPO); 0: off
+  critic: CriticConfig | None = None     # loss.advantage=gae only
   eval_every: int = 10                   # rollouts between greedy evaluations on held-out problems; 0: only at the ends
   checkpoint: SaveConfig = dataclasses.field(default_factory=SaveConfig)
 
@@ -72,13 +77,25 @@ class RLConfig:
       raise ValueError("reasoning_rl.sampling.temperature=0: greedy answers of a group are all the same")
     if not self.rewards:
       raise ValueError("reasoning_rl.rewards is empty")
+    if self.dynamic_sampling < 0 or self.dynamic_sampling == 1:
+      raise ValueError(f"reasoning_rl.dynamic_sampling={self.dynamic_sampling} must be 0 (off) or at least 2")
+    if not 0 <= self.overlong_cushion <= self.sampling.max_tokens:
+      raise ValueError(f"reasoning_rl.overlong_cushion={self.overlong_cushion} must be within 0 and"
+                       f" sampling.max_tokens={self.sampling.max_tokens}")
+    if (self.loss.advantage == "gae") != (self.critic is not None):
+      raise ValueError(f"reasoning_rl: loss.advantage=gae and a critic go together, here {self.loss.advantage} and"
+                       f" {'a' if self.critic else 'no'} critic")
+    if self.loss.advantage == "gae" and self.loss.negative_control == "shuffled_groups":
+      raise ValueError("reasoning_rl: negative_control=shuffled_groups has no meaning for gae: flipped_advantages has")
+    if self.loss.kl_in == "reward" and not self.loss.kl_coef:
+      raise ValueError("reasoning_rl: loss.kl_in=reward with kl_coef=0")
 
 
 def policy_loss(params, batch, *, model: ModelConfig, cfg: RLConfig):
   """-J of a minibatch: log-probs of the answers under `params`, then grpo.loss."""
   logp_NA, entropy_NA, routing = train.logprobs_and_routing(
     params, model, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, cfg.sampling.scale,
-    replay(batch), batch.mask_NA)
+    replay(batch), batch.mask_NA, batch.kept_NAk)
   loss, metrics = grpo.loss(logp_NA, entropy_NA, batch, cfg.loss)
   return loss, metrics | moe.metrics(routing)
 
@@ -101,62 +118,148 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
   update = train.compiled_step(lambda params, batch: policy_loss(params, batch, model=model, cfg=cfg), tx,
                                cfg.micro_batches)
   score = lambda params, batch, experts=None: np.asarray(train.score(
-    params, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, experts, model=model,
+    params, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, experts, batch.kept_NAk, model=model,
     temperature=cfg.sampling.scale,
     micro_batches=cfg.minibatches * cfg.micro_batches))
 
+  value_update = cfg.critic and train.compiled_step(
+    lambda params, batch: critic.loss(params, batch, model=model, cfg=cfg.critic),
+    optimizer.make(cfg.critic.optimizer, updates), cfg.micro_batches)
+
   def advance(state, unit):
     began = time.monotonic()
-    problems = [task.problem(i) for i in data.positions(unit, cfg.questions_per_rollout, task.size, seed)]
-    rollouts = rollout.sample(state.params, problems, cfg.group_size, model=model, tokenizer=task.tokenizer,
-                              cfg=cfg.sampling, seed=seed, step=unit, prompts_at_once=cfg.prompts_at_once,
-                              encode=task.encode)
-    sampled = time.monotonic()
-    reward_N, parts = rollout.score(rollouts, terms, cfg.truncated)
-    adv_N, valid_N, same_N = advantages(cfg, reward_N, rollouts.truncated_N, seed, unit)
+    problems = [task.problem(i) for i in data.positions(unit, cfg.questions_per_rollout * max(cfg.dynamic_sampling, 1),
+                                                        task.size, seed)]
+    sample = lambda problems: rollout.sample(
+      state.params, problems, cfg.group_size, model=model, tokenizer=task.tokenizer, cfg=cfg.sampling, seed=seed,
+      step=unit, prompts_at_once=cfg.prompts_at_once, encode=task.encode)
+    scored = collect(cfg, problems, sample, lambda rollouts: rollout.score(rollouts, terms, cfg.truncated))
+    rollouts, parts, same_N = scored.rollouts, scored.parts, scored.same_N
+    reward_N = scored.reward_N + overlong(cfg, rollouts)
     rewarded = time.monotonic()
 
-    batch = rollout.to_batch(rollouts, adv_N, valid_N, cfg.shared_prompt)
+    batch = rollout.to_batch(rollouts, shared_prompt=cfg.shared_prompt)
     if not cfg.routing_replay:
       batch = batch.replace(prompt_expert_BPLk=None, expert_NALk=None)
     if cfg.loss.kl_coef:
       batch = batch.replace(ref_logp_NA=score(state.ref_params, batch))
     if cfg.minibatches > 1:    # with one update the policy is the one that sampled: its ratio is 1
       batch = batch.replace(old_logp_NA=score(state.params, batch, replay(batch)))
-    first_step, total = unit * cfg.minibatches, None
+    if cfg.critic:
+      batch = batch.replace(old_value_NA=np.asarray(critic.values(
+        state.critic.params, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, model=model,
+        micro_batches=cfg.minibatches * cfg.micro_batches)))
+    batch, adv_N = credited(cfg, batch, reward_N, rollouts.truncated_N, same_N, seed, unit)
+
+    first_step, total = unit * cfg.minibatches, {}
     for questions in minibatches(cfg, seed, unit):
-      state, metrics = update(state, rollout.take(batch, questions, cfg.group_size))
-      total = metrics if total is None else {k: total[k] + m for k, m in metrics.items()}
+      part = rollout.take(batch, questions, cfg.group_size)
+      if cfg.critic:
+        value_state, metrics = value_update(state.critic, part)
+        metrics["critic/loss"] = metrics.pop("loss")
+        state = state.replace(critic=value_state)
+        total = {k: total[k] + m if k in total else m for k, m in metrics.items()}
+      if not cfg.critic or unit >= cfg.critic.warmup:
+        state, metrics = update(state, part)
+        total |= {k: total[k] + m if k in total else m for k, m in metrics.items()}
     if cfg.reference_refresh and (first_step + cfg.minibatches) % cfg.reference_refresh == 0:
       state = state.replace(ref_params=jax.tree.map(jnp.copy, state.params))
 
     row = summary(rollouts, reward_N, parts, same_N) | {k: float(m.value()) for k, m in total.items()}
     ended = time.monotonic()
     row |= {"lr": float(rate(first_step)), "tokens_per_s": sum(map(len, rollouts.answers)) / (ended - began),
-            "seconds/rollout": sampled - began, "seconds/reward": rewarded - sampled,
+            "seconds/rollout": rewarded - began - scored.seconds, "seconds/reward": scored.seconds,
             "seconds/update": ended - rewarded}
+    if cfg.dynamic_sampling:
+      row |= {"zero_variance_share": scored.agreed_share, "sampled_rounds": scored.rounds}
     if (cfg.eval_every and (unit + 1) % cfg.eval_every == 0) or unit + 1 == cfg.rollouts:
       row |= {f"eval/{k}": v for k, v in evaluate.greedy(
         state.params, task, model=model, max_tokens=cfg.sampling.max_tokens).items()}
     table = rollout.table(rollouts, reward_N, parts, adv_N, stage="reasoning_rl", step=first_step)
     return state, [(first_step, row)], (first_step, table)
 
-  state = train.init_state(params, tx, reference=cfg.loss.kl_coef > 0)
+  state = first_state(cfg, params, model, updates)
   return loop.run("reasoning_rl", folder, state, advance, units=cfg.rollouts, save=cfg.checkpoint, stop=stop,
                   console=console).params
 
 
-def advantages(cfg: RLConfig, reward_N, truncated_N, seed: int, unit: int):
-  """(advantage, valid, whether the group's rewards agree), each [N], of a whole rollout."""
-  shape = (cfg.questions_per_rollout, cfg.group_size)
-  valid_N = np.where(truncated_N, 0.0, 1.0) if cfg.truncated == "masked" else np.ones(len(reward_N))
-  valid_BG, reward_BG = jnp.asarray(valid_N.reshape(shape), jnp.float32), jnp.asarray(reward_N.reshape(shape))
+def first_state(cfg: RLConfig, params, model: ModelConfig, updates: int = 1):
+  """Update 0 of the policy, with its reference and its critic if it has them."""
+  state = train.init_state(params, optimizer.make(cfg.optimizer, updates), reference=cfg.loss.kl_coef > 0)
+  if cfg.critic:
+    value_params = critic.init(params, model)
+    state = state.replace(critic=train.init_state(value_params, optimizer.make(cfg.critic.optimizer, updates)))
+  return state
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+  """Sampled answers with their rewards. same_N: whether the rewards of the answer's group agree."""
+  rollouts: rollout.Rollouts
+  reward_N: np.ndarray
+  parts: list[dict]
+  same_N: np.ndarray
+  rounds: int                    # how often `questions_per_rollout` questions were sampled
+  agreed_share: float            # of all groups that were sampled, kept or not
+  seconds: float                 # spent on rewards
+
+
+def collect(cfg: RLConfig, problems, sample, score) -> Scored:
+  """Answers to questions_per_rollout questions. With dynamic sampling (DAPO, 2503.14476, 3.2) groups whose rewards
+  agree are put aside and further questions sampled, until there are enough, or else the first that agree fill up.
+
+  problems: all that may be needed. What a unit may ask is fixed, so a killed run asks the same again; a question that
+  was not reached is passed over.
+  """
+  Q, G = cfg.questions_per_rollout, cfg.group_size
+  found: list[tuple] = []            # (rollouts, reward_N, parts, same_N) of each round
+  useful, seconds = 0, 0.0
+  for first in range(0, len(problems), Q):
+    rollouts = sample(problems[first:first + Q])
+    began = time.monotonic()
+    reward_N, parts = score(rollouts)
+    seconds += time.monotonic() - began
+    valid_N = np.where(rollouts.truncated_N & (cfg.truncated == "masked"), 0.0, 1.0)
+    same_N = np.repeat(np.asarray(grpo.agree(reward_N.reshape(-1, G), valid_N.reshape(-1, G))), G)
+    found.append((rollouts, reward_N, parts, same_N))
+    useful += int((~same_N).sum()) // G
+    if useful >= Q:
+      break
+  rollouts = rollout.join([f[0] for f in found])
+  reward_N, same_N = (np.concatenate([f[i] for f in found]) for i in (1, 3))
+  parts = [part for f in found for part in f[2]]
+  agreed = float(same_N.mean())
+  if cfg.dynamic_sampling:
+    groups = np.argsort(same_N[::G], kind="stable")[:Q]
+    rows = (groups[:, None] * G + np.arange(G)).reshape(-1)
+    rollouts, parts = rollout.select(rollouts, groups), [parts[n] for n in rows]
+    reward_N, same_N = reward_N[rows], same_N[rows]
+  return Scored(rollouts, reward_N, parts, same_N, len(found), agreed, seconds)
+
+
+def overlong(cfg: RLConfig, rollouts) -> np.ndarray:
+  """DAPO's soft overlong punishment of each answer [N] (2503.14476, eq. 13); zeros where it is off."""
+  length_N = np.asarray([len(a) for a in rollouts.answers], np.float32)
+  if not cfg.overlong_cushion:
+    return np.zeros_like(length_N)
+  over_N = np.clip((cfg.sampling.max_tokens - cfg.overlong_cushion - length_N) / cfg.overlong_cushion, -1, 0)
+  return np.where(rollouts.truncated_N, -1.0, over_N).astype(np.float32)
+
+
+def credited(cfg: RLConfig, batch, reward_N, truncated_N, same_N, seed: int, unit: int):
+  """(batch with advantages and the loss' mask, advantage_N for the records): groups' or, with a critic, tokens'."""
+  masked_N = truncated_N & (cfg.truncated == "masked")
+  valid_N = np.where(masked_N | (same_N & (cfg.zero_variance == "drop")), 0.0, 1.0).astype(np.float32)
+  if cfg.critic:
+    batch = batch.replace(mask_NA=batch.mask_NA * valid_N[:, None])
+    token_adv_NA, return_NA = credit.of_critic(cfg.loss, reward_N, batch, batch.old_value_NA)
+    tokens_N = np.maximum(batch.mask_NA.sum(1), 1)
+    adv_N = (token_adv_NA * batch.mask_NA).sum(1) / tokens_N
+    return batch.replace(token_advantage_NA=token_adv_NA, return_NA=return_NA, advantage_N=adv_N), adv_N
+  valid_BG = np.where(masked_N, 0.0, 1.0).reshape(-1, cfg.group_size)
   key = jax.random.fold_in(jax.random.key(seed), unit)
-  adv_N = np.asarray(grpo.advantages(reward_BG, valid_BG, cfg.loss, key)).reshape(-1)
-  same_N = np.repeat(np.asarray(jax.vmap(grpo.agree)(reward_BG, valid_BG)), cfg.group_size)
-  if cfg.zero_variance == "drop":
-    valid_N = np.where(same_N, 0.0, valid_N)
-  return adv_N, valid_N, same_N
+  adv_N = credit.of_groups(cfg.loss, reward_N, batch, valid_BG, key)
+  return batch.replace(advantage_N=adv_N, mask_NA=batch.mask_NA * valid_N[:, None]), adv_N
 
 
 def minibatches(cfg: RLConfig, seed: int, unit: int):

@@ -1,0 +1,118 @@
+"""Decode and prefill speed of a SmolLM2-135M-shaped policy, beside transformers' generate and the bare matmuls.
+
+Random weights and tokens; each answer has full length. Compilation is not in the times. The peer runs in the same
+process, on the same cores, on weights of the same shape, where torch and transformers are installed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.table import Table
+
+from r1jax import sampler
+from r1jax.models import param, transformer
+from r1jax.models.transformer import ModelConfig
+from r1jax.sampler import SampleConfig
+
+MODEL = ModelConfig(vocab=49_152, dim=576, layers=30, heads=9, kv_heads=3, ffn=1536)
+ROWS, PROMPT, ANSWER = 32, 64, 64
+DTYPES = ("float32", "bfloat16")
+
+
+def measure(repeats: int = 3, peer: bool = True, model: ModelConfig = MODEL, rows: int = ROWS, prompt: int = PROMPT,
+            answer: int = ANSWER) -> dict:
+  """Seconds of a prefill of `rows` prompts, of its matmuls alone, and of `answer` decoded tokens a row, by dtype."""
+  result = dict(rows=rows, prompt=prompt, answer=answer, cores=os.cpu_count(), jax=jax.__version__,
+                device=jax.devices()[0].device_kind, parameters=param.count(transformer.params(model)))
+  token_NP = np.random.default_rng(0).integers(0, model.vocab, (rows, prompt)).astype(np.int32)
+  for dtype in DTYPES:
+    ours = dataclasses.replace(model, dtype=dtype)
+    params = jax.jit(lambda key, m=ours: transformer.init(m, key))(jax.random.key(0))
+    result |= {f"{dtype}/{k}": v for k, v in _ours(params, ours, token_NP, answer, repeats).items()}
+    del params
+  if peer and all(map(importlib.util.find_spec, ("torch", "transformers"))):
+    for dtype in DTYPES:
+      result[f"{dtype}/transformers"] = _transformers(model, token_NP, answer, repeats, dtype)
+  return result
+
+
+def _ours(params, model: ModelConfig, token_NP, answer: int, repeats: int) -> dict[str, float]:
+  N, P = token_NP.shape
+  length_N = jnp.full(N, P)
+  keys = sampler.sample_keys(0, 0, jnp.arange(N), jnp.arange(1))
+  static = dict(model=model, cfg=SampleConfig(answer), end_id=-1)
+  prefill = lambda: sampler.start(params, token_NP, length_N, keys, **static)
+  matmuls = jax.jit(lambda p, x: _matmuls(p, model, x))
+  x_MD = jnp.ones((N * P, model.dim), model.dtype)
+  out = dict(prefill=_best(prefill, repeats), matmuls=_best(lambda: matmuls(params, x_MD), repeats))
+  whole = _best(lambda: sampler.sample(params, token_NP, length_N, keys, **static), repeats)
+  return out | dict(decode=whole - out["prefill"], generate=whole)
+
+
+def _matmuls(p, model: ModelConfig, x_MD):
+  """The weights' products of a forward pass and nothing else, each depending on the one before."""
+  def layer(x_MD, w):
+    a, f = w["attention"], w["ffn"]
+    flat = lambda m, axes: m.reshape(int(np.prod(m.shape[:axes])), -1)
+    q, k, v = (x_MD @ flat(a[name], 1) for name in "qkv")
+    y_MD = q @ flat(a["out"], 2)
+    y_MD += jnp.pad(k, ((0, 0), (0, model.dim - k.shape[1]))) + jnp.pad(v, ((0, 0), (0, model.dim - v.shape[1])))
+    return (y_MD @ f["gate"] + y_MD @ f["up"]) @ f["down"], None
+  return jax.lax.scan(layer, x_MD, p["layers"])[0]
+
+
+def _transformers(model: ModelConfig, token_NP, answer: int, repeats: int, dtype: str) -> float:
+  """Seconds of LlamaForCausalLM.generate with its cache, sampling at T 1, the same lengths."""
+  import torch
+  from transformers import LlamaConfig, LlamaForCausalLM
+  config = LlamaConfig(
+    vocab_size=model.vocab, hidden_size=model.dim, intermediate_size=model.ffn, num_hidden_layers=model.layers,
+    num_attention_heads=model.heads, num_key_value_heads=model.kv_heads, tie_word_embeddings=True,
+    max_position_embeddings=2048, bos_token_id=None, eos_token_id=None, pad_token_id=0)
+  torch.manual_seed(0)
+  theirs = LlamaForCausalLM(config).to(getattr(torch, dtype)).eval()
+  tokens = torch.tensor(token_NP, dtype=torch.long)
+
+  def generate():
+    with torch.no_grad():
+      out = theirs.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=True, top_k=0, top_p=1.0,
+                            max_new_tokens=answer, min_new_tokens=answer)
+    if out.shape[1] != tokens.shape[1] + answer:
+      raise ValueError(f"transformers gave {out.shape[1] - tokens.shape[1]} tokens, not {answer}")
+  return _best(generate, repeats)
+
+
+def _best(run, repeats: int) -> float:
+  """The least of `repeats` wall times after one run that compiles: other work on the machine only adds."""
+  jax.block_until_ready(run())
+  times = []
+  for _ in range(repeats):
+    began = time.perf_counter()
+    jax.block_until_ready(run())
+    times.append(time.perf_counter() - began)
+  return min(times)
+
+
+def table(result: dict) -> Table:
+  tokens = result["rows"] * result["answer"]
+  out = Table(f"{result['rows']} rows, {result['prompt']} + {result['answer']} tokens, {result['parameters']:,} params",
+              *DTYPES, title=f"{result['device']} x {result['cores']}, jax {result['jax']}")
+  row = lambda name, show: out.add_row(name, *map(show, DTYPES))
+  row("prefill, s", lambda d: f"{result[f'{d}/prefill']:.2f}")
+  row("  of which matmuls alone", lambda d: f"{result[f'{d}/matmuls']:.2f}")
+  row("  ratio", lambda d: f"{result[f'{d}/prefill'] / result[f'{d}/matmuls']:.2f}")
+  row("decode, tokens/s", lambda d: f"{tokens / result[f'{d}/decode']:,.0f}")
+  row("prefill + decode, s", lambda d: f"{result[f'{d}/generate']:.2f}")
+  if f"{DTYPES[0]}/transformers" in result:
+    row("transformers generate, s", lambda d: f"{result[f'{d}/transformers']:.2f}")
+    row("  r1jax is faster by", lambda d: f"{result[f'{d}/transformers'] / result[f'{d}/generate']:.2f}x")
+  else:
+    out.add_row("transformers", "not installed", "")
+  return out
