@@ -17,11 +17,15 @@ from r1jax import hf, tasks
 from r1jax.evals.evaluate import EvalConfig
 from r1jax.models.transformer import ModelConfig
 from r1jax.sharding import MeshConfig
+from r1jax.stages.distill import DistillConfig
+from r1jax.stages.preferences import DPOConfig
 from r1jax.stages.pretrain import PretrainConfig
 from r1jax.stages.reasoning_rl import RLConfig
+from r1jax.stages.reward_model import RewardModelConfig
+from r1jax.stages.sft import SFTConfig
 from r1jax.tasks import DataConfig
 
-STAGES = ("pretrain", "reasoning_rl")
+STAGES = ("pretrain", "sft", "dpo", "reward_model", "distill", "reasoning_rl")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,10 @@ class RunConfig:
   seed: int = 0
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   pretrain: PretrainConfig | None = None
+  sft: SFTConfig | None = None
+  dpo: DPOConfig | None = None
+  reward_model: RewardModelConfig | None = None
+  distill: DistillConfig | None = None
   reasoning_rl: RLConfig | None = None
   eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)

@@ -67,6 +67,47 @@ def read_problems(path: str | Path, template: str) -> list[Problem]:
   return problems
 
 
+def read_demonstrations(path: str | Path) -> list[tuple[str, str | list[int]]]:
+  """(prompt, answer) of a JSONL file with `prompt` and `answer`; an `answer_tokens` list, of ids, goes before `answer`.
+
+  Token ids, where a policy sampled the answer: text that is tokenised again may give others. ValueError
+  `path:line: reason` for a line that lacks one.
+  """
+  out = []
+  for number, row in read_jsonl(path):
+    answer = row.get("answer_tokens") or row.get("answer")
+    ids = isinstance(answer, list) and all(isinstance(i, int) and i >= 0 for i in answer)
+    if not _text(row.get("prompt")) or not (ids or _text(answer)):
+      raise ValueError(f"{path}:{number}: needs 'prompt', and 'answer' or 'answer_tokens', all non-empty")
+    out.append((row["prompt"], answer))
+  return out
+
+
+def read_pairs(path: str | Path) -> list[tuple[str, str, str]]:
+  """(prompt, chosen, rejected) of a JSONL file with these keys, or ValueError `path:line: reason`."""
+  out = []
+  for number, row in read_jsonl(path):
+    values = tuple(row.get(key) for key in ("prompt", "chosen", "rejected"))
+    if not all(map(_text, values)):
+      raise ValueError(f"{path}:{number}: needs 'prompt', 'chosen' and 'rejected', all non-empty texts")
+    out.append(values)
+  return out
+
+
+def read_labels(path: str | Path) -> list[tuple[str, str, bool]]:
+  """(prompt, answer, safe) of a JSONL file with `prompt`, `answer` and a true or false `safe`."""
+  out = []
+  for number, row in read_jsonl(path):
+    if not (_text(row.get("prompt")) and _text(row.get("answer")) and isinstance(row.get("safe"), bool)):
+      raise ValueError(f"{path}:{number}: needs 'prompt' and 'answer', non-empty texts, and 'safe', true or false")
+    out.append((row["prompt"], row["answer"], row["safe"]))
+  return out
+
+
+def _text(value) -> bool:
+  return isinstance(value, str) and bool(value.strip())
+
+
 def positions(step: int, count: int, size: int | None, seed: int) -> list[int]:
   """Indices of the `count` items that step `step` of a run reads. The position in the data follows from the step.
 

@@ -112,3 +112,20 @@ def _backward(temperature, chunk, saved, grads):
 
 
 token_logprobs.defvjp(_forward, _backward)
+
+
+def token_kl(student_MD, student_head_DV, teacher_MD, teacher_head_DV, temperature: float, chunk: int, reverse: bool):
+  """KL between two policies' next-token distributions [M], f32, over the whole vocabulary; the teacher is constant.
+
+  reverse False: KL(teacher || student), which covers all that the teacher does; True: KL(student || teacher), which
+  keeps to what it does. Widths may differ, the vocabulary not. Logits live for `chunk` tokens, as in token_logprobs.
+  """
+  def one(_, inputs):
+    student_cD, teacher_cD = inputs
+    s_cV = jax.nn.log_softmax(_logits(student_cD, student_head_DV, temperature, None))
+    t_cV = jax.lax.stop_gradient(jax.nn.log_softmax(_logits(teacher_cD, teacher_head_DV, temperature, None)))
+    p_cV, q_cV = (s_cV, t_cV) if reverse else (t_cV, s_cV)
+    return None, jnp.sum(jnp.exp(p_cV) * (p_cV - q_cV), axis=1)
+  M = student_MD.shape[0]
+  _, out = jax.lax.scan(jax.checkpoint(one), None, tuple(_chunks(min(chunk, M), student_MD, teacher_MD)))
+  return out.reshape(-1)[:M]

@@ -16,18 +16,19 @@ import ml_collections
 from rich.console import Console
 
 from r1jax import config as configs
-from r1jax import hf, metrics, optimizer, report, sharding, tasks, tokenizer, train
+from r1jax import hf, metrics, report, sharding, tasks, tokenizer
 from r1jax.checkpoint import Checkpoints
 from r1jax.config import RunConfig
 from r1jax.evals import evaluate
 from r1jax.loop import Stop
 from r1jax.models import param, transformer
 from r1jax.sampler import SampleConfig
-from r1jax.stages import pretrain, reasoning_rl
+from r1jax.stages import distill, preferences, pretrain, reasoning_rl, reward_model, sft
 from r1jax.tasks import gsm8k
 from r1jax.types import Task
 
-STAGES = dict(pretrain=pretrain.run, reasoning_rl=reasoning_rl.run)
+STAGES = dict(pretrain=pretrain, sft=sft, dpo=preferences, reward_model=reward_model, distill=distill,
+              reasoning_rl=reasoning_rl)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | None = None,
@@ -47,10 +48,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | 
     params = first_params(cfg, model, mesh)
     result = {}
     for stage in cfg.stages:
-      if stage == "reasoning_rl":
+      if stage == base_of(cfg):
         result |= _ends("base", params, cfg, task, model, workdir, console)
-      params = STAGES[stage](getattr(cfg, stage), task, workdir / stage, params, model=model, seed=cfg.seed, stop=stop,
-                             console=console)
+      params = STAGES[stage].run(getattr(cfg, stage), task, workdir / stage, params, model=model, seed=cfg.seed,
+                                 stop=stop, console=console, files=cfg.data)
     result |= _ends("final", params, cfg, task, model, workdir, console)
   result |= _seconds(workdir, cfg, result)
   _write_json(workdir / "result.json", result)
@@ -58,6 +59,12 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | 
   metrics.print_rows(console, report.summary(workdir))
   console.print(f"report: {page}", soft_wrap=True)
   return result
+
+
+def base_of(cfg: RunConfig) -> str:
+  """The stage whose start is evaluated as the base policy: RL, or what comes first after pre-training."""
+  later = [stage for stage in cfg.stages if stage != "pretrain"]
+  return "reasoning_rl" if "reasoning_rl" in later else later[0] if later else ""
 
 
 def first_params(cfg: RunConfig, model: transformer.ModelConfig, mesh):
@@ -78,7 +85,8 @@ def make_task(config: ml_collections.ConfigDict, cfg: RunConfig) -> Task:
 
 def answer_tokens(cfg: RunConfig) -> int:
   """The longest answer that this run samples."""
-  return cfg.reasoning_rl.sampling.max_tokens if cfg.reasoning_rl else 256
+  sampling = cfg.reasoning_rl.sampling if cfg.reasoning_rl else cfg.distill.sampling if cfg.distill else None
+  return sampling.max_tokens if sampling else 256
 
 
 def freeze_folder(workdir: str | Path) -> RunConfig:
@@ -100,7 +108,7 @@ def load_policy(workdir: str | Path, stage: str = "", step: int | None = None):
   model = configs.with_vocab(cfg, task.tokenizer.vocab)
   if stage and stage not in cfg.stages:
     raise ValueError(f"{workdir}: no stage {stage!r}; there are {', '.join(cfg.stages)}")
-  for name in [stage] if stage else reversed(cfg.stages):
+  for name in [stage] if stage else reversed([s for s in cfg.stages if s != "reward_model"]):
     folder = workdir / name / "checkpoints"
     if folder.is_dir():
       with Checkpoints(folder) as checkpoints:
@@ -128,12 +136,8 @@ def load_model(folder: str | Path, dtype: str = ""):
 def abstract_state(cfg: RunConfig, stage: str, model: transformer.ModelConfig):
   """Shapes of a stage's TrainState, to restore its checkpoint with."""
   section = getattr(cfg, stage)
-  def first(key):
-    params = transformer.init(model, key)
-    if stage == "reasoning_rl":
-      return reasoning_rl.first_state(section, params, model)
-    return train.init_state(params, optimizer.make(section.optimizer, 1))
-  state = jax.eval_shape(first, jax.random.key(0))
+  state = jax.eval_shape(lambda key: STAGES[stage].first_state(section, transformer.init(model, key), model),
+                         jax.random.key(0))
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), state)
 

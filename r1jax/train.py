@@ -17,6 +17,7 @@ from r1jax import losses
 from r1jax.losses import Mean
 from r1jax.models import attention, moe, transformer
 from r1jax.models.transformer import ModelConfig
+from r1jax.packing import Packed
 from r1jax.types import Batch, TrainState
 
 
@@ -66,6 +67,17 @@ def answer_states(params, model: ModelConfig, prompt_BP, prompt_length_B, answer
   answer_NAD = hidden_BSD[:, P:].reshape(N, A - 1, model.dim)
   hidden_NAD = jnp.concatenate([jnp.repeat(last_B1D, G, axis=0), answer_NAD], axis=1)
   return hidden_NAD, kept.routing
+
+
+def packed_logprobs(params, model: ModelConfig, packed: Packed, temperature: float = 1.0):
+  """log p of each token given those before it in its sample [N, T], f32; 0 for the first of a row. Of packed rows."""
+  N, T = packed.token_NT.shape
+  attend = functools.partial(attention.causal, segment_NT=packed.segment_NT)
+  hidden_NTD, _ = transformer.forward(params, model, packed.token_NT, packed.position_NT, attend,
+                                      mask_NT=(packed.segment_NT > 0).astype(jnp.float32))
+  logp_M, _ = losses.token_logprobs(hidden_NTD[:, :-1].reshape(N * (T - 1), -1), transformer.head(params),
+                                    packed.token_NT[:, 1:].reshape(-1), temperature, model.logit_chunk)
+  return jnp.pad(logp_M.reshape(N, T - 1), ((0, 0), (1, 0)))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "temperature", "micro_batches"))

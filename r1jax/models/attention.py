@@ -78,17 +78,21 @@ def _scores(q, k, sees):
   return jnp.where(sees, score, MASKED)
 
 
-def causal(q_NTHC, kv: KV, cache=None):
+def causal(q_NTHC, kv: KV, cache=None, segment_NT=None):
   """Each token sees itself and what came before. Right-padding needs no mask: it is never looked at.
 
-  Returns [N, T, H, C], and kv as the cache to keep.
+  segment_NT: of packed rows; a token sees its own segment alone. Returns [N, T, H, C], and kv as the cache to keep.
   """
   del cache
   N, T, H, C = q_NTHC.shape
   K = kv.k.shape[1]
   R = H // K
   q_NKMC = q_NTHC.reshape(N, T, K, R, C).transpose(0, 2, 3, 1, 4).reshape(N, K, R * T, C) * C**-0.5
-  weight_NKMT = jax.nn.softmax(_scores(q_NKMC, kv.k, _sees(R, T)), axis=-1).astype(kv.v.dtype)
+  sees = _sees(R, T)
+  if segment_NT is not None:
+    same_NTT = segment_NT[:, :, None] == segment_NT[:, None, :]
+    sees = sees & jnp.tile(same_NTT, (1, R, 1))[:, None]
+  weight_NKMT = jax.nn.softmax(_scores(q_NKMC, kv.k, sees), axis=-1).astype(kv.v.dtype)
   o_NKMC = weight_NKMT @ kv.v
   o_NTKRC = o_NKMC.reshape(N, K, R, T, kv.v.shape[3]).transpose(0, 3, 1, 2, 4)
   return o_NTKRC.reshape(N, T, H, kv.v.shape[3]), kv

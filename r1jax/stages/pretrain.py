@@ -96,8 +96,12 @@ def loss(params, batch: Batch, *, model: ModelConfig, cfg: PretrainConfig):
   return total, metrics
 
 
+def first_state(cfg: PretrainConfig, params, model: ModelConfig, steps: int = 1):
+  return train.init_state(params, optimizer.make(cfg.optimizer, steps))
+
+
 def run(cfg: PretrainConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None,
-        console=None):
+        console=None, files=None):
   """Trains `params` (fresh ones) and returns the base policy's."""
   if task.demonstration is None:
     raise ValueError(f"task {task.name} has no demonstrations to pre-train on: leave pretrain out of the stages")
@@ -120,6 +124,6 @@ def run(cfg: PretrainConfig, task: Task, folder: Path, params, *, model: ModelCo
     clock[:] = now, 0
     return state, [(unit, row)], None
 
-  state = loop.run("pretrain", folder, train.init_state(params, tx), advance, units=cfg.steps, save=cfg.checkpoint,
-                   stop=stop, console=console)
+  state = loop.run("pretrain", folder, first_state(cfg, params, model, cfg.steps), advance, units=cfg.steps,
+                   save=cfg.checkpoint, stop=stop, console=console)
   return state.params

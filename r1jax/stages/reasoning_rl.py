@@ -105,7 +105,8 @@ def replay(batch):
   return None if batch.expert_NALk is None else (batch.prompt_expert_BPLk, batch.expert_NALk)
 
 
-def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None, console=None):
+def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None, console=None,
+        files=None):
   """Improves the policy `params` by its own scored answers and returns the new one."""
   unknown = sorted(set(cfg.rewards) - set(task.rewards))
   if unknown:

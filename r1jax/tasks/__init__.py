@@ -20,6 +20,9 @@ class DataConfig:
   """Files that the user gives; a task that generates its problems needs none."""
   train: str | None = None       # JSONL of training problems
   test: str | None = None        # JSONL of held-out problems
+  demonstrations: str | None = None   # JSONL of prompt and answer, for sft and distill; None: the task's own
+  preferences: str | None = None      # JSONL of prompt, chosen and rejected, for dpo and reward_model
+  safety: str | None = None           # JSONL of prompt, answer and safe, for reward_model
   tokenizer: str | None = None   # a tokenizer.json; None: the task's own
   end_token: str | None = None   # what ends an answer in that tokenizer; None: found among the usual names
 

@@ -1,0 +1,109 @@
+"""Reward models: the policy's architecture with a scalar head, trained on pairs or on safe / unsafe labels.
+
+The paper (Nature 2025, Methods; arXiv 2501.12948 v2, 3.1): the helpful one on 66,000 pairs with the pairwise loss, the
+safety one on 106,000 labelled answers with a pointwise one; batch 256, rate 6e-6, one epoch, at most 8,192 tokens in
+training. What a score becomes as a reward: rewards/preference.py. The policy passes through this stage unchanged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from r1jax import critic, data, optimizer, train
+from r1jax.checkpoint import Checkpoints
+from r1jax.loop import SaveConfig
+from r1jax.losses import Mean
+from r1jax.models.transformer import ModelConfig
+from r1jax.optimizer import OptimizerConfig
+from r1jax.stages.preferences import check, margin_loss, to_batch, tokens, train_on, updates
+from r1jax.types import Batch, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModelConfig:
+  optimizer: OptimizerConfig     # R1: 6e-6
+  batch: int                     # pairs or labelled answers an update; R1: 256
+  kind: str = "pairwise"         # pairwise (data.preferences) or pointwise (data.safety)
+  epochs: float = 1.0            # R1: 1
+  steps: int = 0                 # updates; 0: as epochs say
+  micro_batches: int = 1
+  length: int = 8192             # R1: 8,192 in training
+  log_every: int = 10
+  checkpoint: SaveConfig = dataclasses.field(default_factory=lambda: SaveConfig(every=500))
+
+  def __post_init__(self):
+    check("reward_model", self)
+    if self.kind not in ("pairwise", "pointwise"):
+      raise ValueError(f"reward_model.kind={self.kind!r} is neither pairwise nor pointwise")
+
+
+def scores(params, batch: Batch, model: ModelConfig):
+  """A score of each answer [N]."""
+  length_N = batch.mask_NA.sum(1).astype(jnp.int32)
+  return critic.answer_scores(params, model, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, length_N)
+
+
+def pairwise_loss(params, batch: Batch, *, model: ModelConfig):
+  """-log sigmoid(r(chosen) - r(rejected)): Bradley-Terry."""
+  score_N = scores(params, batch, model)
+  return margin_loss(score_N[0::2] - score_N[1::2])
+
+
+def pointwise_loss(params, batch: Batch, *, model: ModelConfig):
+  """Binary cross-entropy of sigmoid(r) with the label, 1 for safe, which batch.advantage_N holds."""
+  score_N, label_N = scores(params, batch, model), batch.advantage_N
+  count = jnp.float32(score_N.shape[0])
+  right = Mean(((score_N > 0) == (label_N > 0.5)).sum().astype(jnp.float32), count)
+  nll_N = -(label_N * jax.nn.log_sigmoid(score_N) + (1 - label_N) * jax.nn.log_sigmoid(-score_N))
+  return Mean(nll_N.sum(), count), {"accuracy": jax.lax.stop_gradient(right)}
+
+
+def first_state(cfg: RewardModelConfig, params, model: ModelConfig, steps: int = 1):
+  return train.init_state(critic.init(params, model), optimizer.make(cfg.optimizer, steps))
+
+
+def run(cfg: RewardModelConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None,
+        console=None, files=None):
+  """Trains a reward model that starts from the policy; its checkpoint is the result. Returns the policy."""
+  pairwise = cfg.kind == "pairwise"
+  path = files and (files.preferences if pairwise else files.safety)
+  if not path:
+    raise ValueError(f"reward_model.kind={cfg.kind} needs data.{'preferences' if pairwise else 'safety'}=FILE")
+  read = data.read_pairs(path) if pairwise else data.read_labels(path)
+  samples = [tokens(task, row[0], row[1:] if pairwise else row[1:2], cfg.length, f"{path}: sample {i}")
+             for i, row in enumerate(read)]
+  def batch_of(state, indices):
+    batch = to_batch([samples[i] for i in indices])
+    return batch if pairwise else batch.replace(advantage_N=np.asarray([read[i][2] for i in indices], np.float32))
+  loss = functools.partial(pairwise_loss if pairwise else pointwise_loss, model=model)
+  train_on(cfg, folder, first_state(cfg, params, model, updates(cfg, len(samples))), len(samples), batch_of, loss, seed,
+           stop, console)
+  return params
+
+
+def load(folder: Path, cfg: RewardModelConfig, model: ModelConfig):
+  """The newest reward model of a stage's folder. FileNotFoundError where there is none."""
+  abstract = jax.eval_shape(
+    lambda key: first_state(cfg, train.transformer.init(model, key), model), jax.random.key(0))
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  with Checkpoints(Path(folder) / "checkpoints") as checkpoints:
+    restored = checkpoints.restore(jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract))
+  if not restored:
+    raise FileNotFoundError(f"{folder}: no reward model here")
+  return restored[1].params
+
+
+def scorer(params, task: Task, model: ModelConfig, length: int = 65_536):
+  """texts -> raw scores: a function ((prompt, answer) pairs) -> list of floats, for rewards/preference.py."""
+  score = jax.jit(functools.partial(scores, model=model))
+  def of(pairs):
+    batch = to_batch([tokens(task, prompt, [answer], length, "an answer") for prompt, answer in pairs])
+    return np.asarray(score(params, batch)).tolist()
+  return of
