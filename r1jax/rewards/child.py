@@ -19,7 +19,7 @@ import sys
 import traceback
 
 from r1jax.problem import Problem, Reward
-from r1jax.rewards.sending import load, receive, send
+from r1jax.rewards.sending import load, prepare, receive, send
 
 PR_SET_PDEATHSIG = 1     # linux/prctl.h
 MAX_VERDICT = 100        # characters
@@ -31,7 +31,7 @@ def main(fd: int, parent: int, memory: int) -> None:
   sock = socket.socket(fileno=fd)
   sock.set_inheritable(False)             # not for the processes that a reward starts
   os.dup2(2, 1)                           # what a reward prints is a message, not the output of the run
-  loaded = functools.lru_cache(maxsize=8)(load)
+  loaded = functools.lru_cache(maxsize=8)(ready)
   while True:
     try:
       blob, problems, texts, start = pickle.loads(receive(sock))
@@ -50,6 +50,13 @@ def main(fd: int, parent: int, memory: int) -> None:
       _answer(sock, answer)
       if "error" in answer:               # the parent gives up on the rest
         break
+
+
+def ready(blob: bytes) -> dict[str, Reward]:
+  rewards = load(blob)
+  for reward in rewards.values():
+    prepare(reward)
+  return rewards
 
 
 def check(reward: Reward, problem: Problem, text: str) -> dict:

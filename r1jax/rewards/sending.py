@@ -3,7 +3,7 @@
 A function is sent as the place where it is defined: (module, file, name). So a function at the top level of any file
 can be sent, also one of a task or experiment file that was loaded by its path, and a functools.partial of it, a bound
 method, or an object with __call__, as long as what they hold can be pickled. Lambdas, functions inside functions and
-those typed into a notebook cannot.
+those typed into a notebook cannot. Two attributes of a reward mean something here: `in_parent` and `prepare`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,18 @@ def in_parent(reward: Reward) -> Reward:
 
 
 def is_in_parent(reward: Reward) -> bool:
-  return getattr(reward, "in_parent", False) or (
-    isinstance(reward, functools.partial) and is_in_parent(reward.func))
+  return bool(_attribute(reward, "in_parent"))
+
+
+def prepare(reward: Reward) -> None:
+  """Calls what a reward has as its attribute `prepare`, such as a slow import, before its first check is timed."""
+  (_attribute(reward, "prepare") or (lambda: None))()
+
+
+def _attribute(reward: Reward, name: str):
+  """An attribute of a function, or of the one that it is a functools.partial of."""
+  return getattr(reward, name, None) or (
+    _attribute(reward.func, name) if isinstance(reward, functools.partial) else None)
 
 
 def dump(rewards: dict[str, Reward]) -> bytes:
