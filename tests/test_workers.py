@@ -184,6 +184,12 @@ def test_functions_partials_and_objects_can_be_sent(pool, reward, value):
   assert score(pool, "abc", terms=dict(r=(1.0, reward)))[0][0] == value
 
 
+def test_a_reward_is_prepared_once_before_its_checks_are_timed(impatient):
+  for times, reward in enumerate((worker_rewards.is_prepared, partial(worker_rewards.is_prepared)), start=1):
+    totals = [total for total, _ in score(impatient, "a", "b", "c", terms=dict(r=(1.0, reward)))]
+    assert all(1 <= total <= times for total in totals)      # once in each process that took part
+
+
 OWN = """
 from __future__ import annotations
 import dataclasses
@@ -215,7 +221,7 @@ def make(cfg, data):
 
 def test_a_task_loaded_by_path_brings_its_own_rewards(pool, tmp_path, monkeypatch):
   path = tmp_path / "mine.py"
-  path.write_text(OWN.replace("from __future__ import annotations\n", ""))
+  path.write_text(OWN)
   monkeypatch.chdir(tmp_path)              # a relative path, from a place that the processes do not know
   rewards = find("mine.py").make(None, None)
   sent = {name: (1.0, rewards[name]) for name in ("plain", "partly", "near")}
@@ -233,6 +239,12 @@ def test_a_script_brings_its_own_rewards_without_being_run_again(tmp_path):
   done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path,
                         env=os.environ | dict(PYTHONPATH=str(ROOT)))
   assert (done.stdout, done.stderr) == ("4.0\n", "")
+
+
+def test_a_function_that_is_in_no_file_cannot_be_sent():
+  code = ("from r1jax.rewards.sending import dump\ndef mine(problem, text): pass\ndump(dict(mine=mine))")
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+  assert "ValueError: reward 'mine'" in done.stderr and "mine is defined in no file" in done.stderr
 
 
 def test_a_reward_marked_for_this_process_stays_here(pool):

@@ -14,6 +14,21 @@ def length(problem: Problem, text: str, *, scale: float = 1.0) -> Score:
   return Score(scale * len(text), "counted")
 
 
+PREPARED = []
+
+
+def is_prepared(problem: Problem, text: str) -> Score:
+  return Score(float(len(PREPARED)))
+
+
+def _prepare() -> None:
+  time.sleep(1)                           # longer than the limit of a check
+  PREPARED.append(True)
+
+
+is_prepared.prepare = _prepare
+
+
 def obedient(problem: Problem, text: str) -> Score:
   """Does what the text says."""
   word, _, rest = text.partition(" ")
