@@ -22,7 +22,7 @@ def is_prepared(problem: Problem, text: str) -> Score:
 
 
 def _prepare() -> None:
-  time.sleep(1)                           # longer than the limit of a check
+  time.sleep(1.5)                         # longer than the limit of a check
   PREPARED.append(True)
 
 
