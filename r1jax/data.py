@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from r1jax.problem import Problem
 from r1jax.rewards.accuracy import check_gold
-from r1jax.types import Problem
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:

@@ -10,29 +10,14 @@ A *prompt* has G *answers*, a *group*; *reward* is before normalising, *advantag
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax
 
+from r1jax.problem import Problem, Reward, Score, Task
 
-@dataclasses.dataclass(frozen=True)
-class Problem:
-  """One verifiable question."""
-  id: int                # unique within its task and split; sampling keys are folded from it
-  prompt: str            # the text that the policy continues, template applied
-  answer: str            # the gold answer, as the task's reward reads it
-
-
-class Score(NamedTuple):
-  """What one reward says of one answer."""
-  value: float           # before the reward's weight; 1 is full marks
-  verdict: str = ""      # accuracy only: correct, wrong, no_answer, unparseable, truncated
-
-
-Reward = Callable[[Problem, str], Score]   # (problem, answer text without end token) -> score
+__all__ = ["Batch", "Problem", "Reward", "Score", "Task", "TrainState"]
 
 
 @flax.struct.dataclass
@@ -63,17 +48,3 @@ class TrainState:
   opt_state: Any
   ref_params: Any = None          # the KL reference; None where the stage has none
   critic: Any = None              # PPO: the critic's own TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """What there is to learn: prompts, gold answers, rewards. Made by a module of r1jax/tasks."""
-  name: str
-  tokenizer: Any                               # tokenizer.Tokenizer
-  problem: Callable[[int], Problem]            # training problem i
-  size: int | None                             # how many there are; None: generated without end
-  held_out: tuple[Problem, ...]                # never trained on
-  rewards: dict[str, Reward]                   # by name; the stage gives the weights. "accuracy" is one of them
-  lenient: Reward | None = None                # accuracy, read leniently, for evaluation; None: as "accuracy"
-  demonstration: Callable[[int], tuple[str, str]] | None = None   # (prompt, answer) i for pre-training
-  encode: Callable[[Any], list[list[int]]] | None = None   # prompts -> tokens; None: the tokenizer's encode_batch

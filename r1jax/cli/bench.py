@@ -1,4 +1,4 @@
-"""`r1jax bench grpo`, `r1jax bench load`, `r1jax bench decode`"""
+"""`r1jax bench grpo`, `load`, `decode` or `verifier`"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-BENCHES = ("grpo", "load", "decode")
+BENCHES = ("grpo", "load", "decode", "verifier")
 
 
 def main(argv: list[str]) -> int:
@@ -17,7 +17,8 @@ def main(argv: list[str]) -> int:
     description="grpo: whole GRPO steps (rollout of fixed length, reference log-probs, AdamW update) on random tokens, "
                 "with the time of each phase, the share of this machine's matmul speed, and peak memory. "
                 "load: a Hugging Face checkpoint is read, with the host's memory beyond the parameters, and speed. "
-                "decode: prefill and decode of a SmolLM2-135M shape in f32 and bf16, beside transformers' generate.")
+                "decode: prefill and decode of a SmolLM2-135M shape in f32 and bf16, beside transformers' generate. "
+                "verifier: the judges of mathematical answers against completions that people have marked.")
   parser.add_argument("what", choices=BENCHES, help="what to measure")
   parser.add_argument("--shape", choices=("A", "B"), default="A",
                       help="grpo; A: 4 layers x 128, vocab 512, 8 prompts x 8 answers, 32 + 64 tokens (default);"
@@ -26,6 +27,11 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--model", type=Path, metavar="DIR",
                       help="load: the checkpoint (default: 0.5 GB of random weights in shards of 64 MB)")
   parser.add_argument("--no-peer", action="store_true", help="decode: leave transformers out")
+  parser.add_argument("--data", type=Path, metavar="FILE",
+                      help="verifier: openai/grade-school-math's example_model_solutions.jsonl")
+  parser.add_argument("--problems", type=int, default=0, metavar="N",
+                      help="verifier: only the first N problems (default 0: all)")
+  parser.add_argument("--workers", type=int, default=2, metavar="N", help="verifier: worker processes (default 2)")
   parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
   args = parser.parse_args(argv)
   if args.steps < 1:
@@ -38,6 +44,12 @@ def main(argv: list[str]) -> int:
     from r1jax.bench import decode
     result = decode.measure(peer=not args.no_peer)
     Console().print(decode.table(result))
+  elif args.what == "verifier":
+    if args.data is None or args.problems < 0:
+      raise ValueError(f"bench verifier needs --data FILE, and --problems={args.problems} of at least 0")
+    from r1jax.bench import verifier
+    result = verifier.measure(args.data, args.problems, args.workers)
+    Console().print(verifier.table(result))
   else:
     from r1jax.bench import grpo
     result = grpo.measure(args.shape, args.steps)

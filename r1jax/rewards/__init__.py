@@ -6,7 +6,7 @@ format with the same weight (R1 report, Methods; docs R1.md 1.4).
 
 from __future__ import annotations
 
-from r1jax.types import Problem, Reward, Score
+from r1jax.problem import Problem, Reward, Score
 
 
 def total_reward(

@@ -24,7 +24,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from r1jax.types import Problem, Score
+from r1jax.problem import Problem, Score
 
 MAX_ANSWER = 1_000      # characters; a longer answer is not read
 MAX_DIGITS = 100        # of one number as written

@@ -6,7 +6,7 @@ neither the value of this reward nor a regex: 1 or 0, and the exact form, are ou
 
 from __future__ import annotations
 
-from r1jax.types import Problem, Score
+from r1jax.problem import Problem, Score
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 

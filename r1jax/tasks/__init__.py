@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -37,6 +38,7 @@ def find(name: str) -> ModuleType:
     raise ValueError(f"task.name={name!r}: no such file")
   spec = importlib.util.spec_from_file_location(f"r1jax_task_{Path(name).stem}", name)
   module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module      # a dataclass with annotations as strings looks its module up there
   spec.loader.exec_module(module)
   for part in ("Config", "make"):
     if not hasattr(module, part):

@@ -13,7 +13,7 @@ import re
 import numpy as np
 
 from r1jax import tokenizer
-from r1jax.types import Problem, Score, Task
+from r1jax.problem import Problem, Score, Task
 
 HELD_OUT, TRAIN = range(2)
 EXAMPLES = ((12, 18), (35, 10), (9, 27), (16, 40))

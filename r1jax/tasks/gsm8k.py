@@ -8,9 +8,9 @@ from pathlib import Path
 
 from r1jax import tokenizer
 from r1jax.data import read_jsonl
+from r1jax.problem import Problem, Task
 from r1jax.rewards.accuracy import check_gold, math_accuracy
 from r1jax.rewards.format import think_answer_format
-from r1jax.types import Problem, Task
 
 # R1 report (doi 10.1038/s41586-025-09422-z), the template for R1-Zero, verbatim (the
 # typography varies between versions of the paper). The slot stands where the paper writes "prompt.".

@@ -13,10 +13,10 @@ import dataclasses
 
 import numpy as np
 
+from r1jax.problem import Problem, Task
 from r1jax.rewards.accuracy import math_accuracy
 from r1jax.rewards.format import TAGS, think_answer_format
 from r1jax.tokenizer import symbol_tokenizer
-from r1jax.types import Problem, Task
 
 HELD_OUT, TRAIN, DEMONSTRATION = range(3)
 

@@ -17,10 +17,10 @@ import itertools
 
 import numpy as np
 
+from r1jax.problem import Problem, Task
 from r1jax.rewards.accuracy import exact_accuracy
 from r1jax.rewards.format import TAGS, think_answer_format
 from r1jax.tokenizer import symbol_tokenizer
-from r1jax.types import Problem, Task
 
 HELD_OUT, TRAIN, DEMONSTRATION = range(3)   # streams of random numbers that never meet
 
