@@ -13,7 +13,8 @@ hold a hash of all of the prompt's texts, which none of them can hold; and the p
 words, of which anything but one clear verdict is none. A judge can still be talked into a wrong verdict: R1 uses this
 where a reference answer is at hand, and to make training data, more than as a reward.
 
-A judge is any function from prompts to replies, such as a policy's sampler.
+A judge is any function from prompts to replies, such as a policy's sampler. A thought is left out of a reply if it
+opens with <think>; a judge whose prompt opens it must leave it out itself.
 """
 
 from __future__ import annotations
@@ -88,8 +89,15 @@ def correctness_prompt(problem: Problem, answer: str) -> str:
 
 
 def own_words(reply: str) -> str:
-  """A reply without the judge's thoughts, "" if it is too long to be one."""
-  return reply.rpartition("</think>")[2].strip() if len(reply) <= LONGEST else ""
+  """A reply without the thought that it opens with; "" if it is too long, or where the thought ends is unclear.
+
+  Not cut at any </think>: one that is quoted from an answer would make that answer's rest the judge's last word.
+  """
+  if len(reply) > LONGEST:
+    return ""
+  if not reply.lstrip().startswith("<think>"):
+    return reply.strip()
+  return reply.partition("</think>")[2].strip() if reply.count("</think>") == 1 else ""
 
 
 def parse_pairwise(reply: str) -> int | None:

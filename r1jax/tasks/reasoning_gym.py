@@ -12,19 +12,23 @@ pays 1 or 0. The verdict is correct only at exactly 1. They may be slow or never
 evaluate 9**9**9; rubiks_cube expands R999999999; coin_flip reads 1e999999999): run them in killable workers.
 EVAL: some call Python's eval on the answer. Of those in LITERALS it is replaced by ast.literal_eval; answers to those
 in EXPRESSIONS (sympy's parser evals too) are let through if they are plain formulas, else the verdict is refused.
-Not to be had: UNSOUND, and `composite` (a mixture; its parts are datasets of their own). HASH_ORDER draw from sets,
+Not to be had: UNSOUND. HASH_ORDER draw from sets,
 so their problems depend on PYTHONHASHSEED: it must be set, or a resumed run would see other problems.
 """
 
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import functools
 import json
 import os
+import random
 import re
 import sys
+
+import numpy as np
 
 from r1jax import tokenizer
 from r1jax.rewards.format import think_answer_format
@@ -38,6 +42,7 @@ LITERALS = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
 EXPRESSIONS = ("countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration")
 HASH_ORDER = ("isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder")
 UNSOUND = dict(composite="is a mixture of datasets: name one of them",
+               codeio="runs programs that give another question each time, for some of its items",
                game_of_life_halting="has a scorer that gives any answer full marks")
 FUNCTIONS = ("exp", "log", "ln", "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "sinh",
              "cosh", "tanh", "pi")
@@ -89,9 +94,13 @@ def make(cfg: Config, data) -> Task:
 
 def open_dataset(cfg: Config, held_out: bool):
   """The package's dataset behind the training or the held-out problems; made once a process."""
+  return _open(*_key(cfg, held_out))
+
+
+def _key(cfg: Config, held_out: bool):
   # settings as JSON: a dict cannot be looked up in a cache
-  return _open(cfg.dataset, json.dumps(cfg.config, sort_keys=True), cfg.held_out if held_out else cfg.size,
-               (2 * cfg.seed + held_out) * BLOCK)
+  return (cfg.dataset, json.dumps(cfg.config, sort_keys=True), cfg.held_out if held_out else cfg.size,
+          (2 * cfg.seed + held_out) * BLOCK)
 
 
 @functools.lru_cache(maxsize=8)
@@ -114,7 +123,21 @@ def _open(name: str, config: str, size: int, seed: int):
 def item(cfg: Config, id: int) -> dict:
   """reasoning_gym's own record behind problem `id`: question, answer, metadata."""
   held_out = id >= HELD_OUT
-  return open_dataset(cfg, held_out)[id - HELD_OUT if held_out else id % cfg.size]
+  made = _item(*_key(cfg, held_out), id - HELD_OUT if held_out else id % cfg.size)
+  return copy.deepcopy(made)              # what a scorer does to it must not stay
+
+
+@functools.lru_cache(maxsize=256)         # some take seconds to make, and each of a group's answers needs its own
+def _item(name: str, config: str, size: int, seed: int, index: int) -> dict:
+  dataset = _open(name, config, size, seed)
+  states = random.getstate(), np.random.get_state()     # list_functions draws from these, pool_matrix seeds one
+  random.seed(seed + index)
+  np.random.seed(seed + index)
+  try:
+    return dataset[index]
+  finally:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
 
 
 def gold(entry: dict) -> str:
