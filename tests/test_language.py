@@ -76,7 +76,8 @@ def test_reasoning_without_a_word_earns_nothing_unless_told(text):
 
 @pytest.mark.parametrize("prompt, language", [
   ("How many apples?", "en"), ("有几个苹果？", "zh"), ("A long template. User: 有几个苹果？ Assistant:", "zh"),
-  ("りんごはいくつですか", "ja"), ("Сколько яблок?", "ru"), ("사과가 몇 개?", "ko"), ("把 code 写成 Python 程序", "zh"),
+  ("りんごはいくつですか", "ja"), ("連立方程式を解け", "ja"),
+  ("Сколько яблок?", "ru"), ("사과가 몇 개?", "ko"), ("把 code 写成 Python 程序", "zh"),
   ("Translate the word 苹果 for me please", "en")])
 def test_the_prompts_language(prompt, language):
   assert prompt_language(Problem(0, prompt, "")) == language

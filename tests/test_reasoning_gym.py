@@ -45,7 +45,7 @@ def test_a_gold_answer_is_correct_by_the_datasets_own_scorer(name):
   cfg = gym.Config(name, config=EASIER.get(name, {}), size=20, held_out=20)
   for id in (0, gym.HELD_OUT + 19) if name in SLOW else (0, 19, gym.HELD_OUT, gym.HELD_OUT + 19):
     problem = gym.problem(cfg, id)
-    assert (problem.answer == "") == (name in NO_GOLD) and gym.problem(cfg, id) == problem
+    assert (problem.answer == "") == (name in NO_GOLD)
     if name not in NO_GOLD:
       assert gym.own_score(problem, tagged(problem.answer), cfg=cfg) == Score(1.0, "correct")
       assert gym.own_score(problem, f" <answer>\n{problem.answer}</answer>", cfg=cfg, strict=False).verdict == "correct"
@@ -139,16 +139,17 @@ def test_what_is_a_plain_formula(answer, plain):
 
 def test_problems_do_not_depend_on_what_was_drawn_before_nor_touch_the_global_generators():
   cfg = gym.Config("list_functions", size=400)
-  ids = (51, 55, 60, 103)                    # items that the package makes from the global generator
+  ids = range(150)                           # a few of them the package makes from the global generator
   random.seed(1)
   once = [gym.problem(cfg, id) for id in ids]
   gym._item.cache_clear()
-  drawn = random.random(), np.random.random()
-  random.seed(1)
+  random.seed(7)
+  drawn = random.random()
+  random.seed(7)
   np.random.seed(2)
   state = np.random.get_state()
   assert [gym.problem(cfg, id) for id in reversed(ids)] == once[::-1]
-  assert random.random() == drawn[0]
+  assert random.random() == drawn
   gym.problem(gym.Config("pool_matrix"), 3)
   assert (np.random.get_state()[1] == state[1]).all()
 
