@@ -34,10 +34,16 @@ def call(*argv, capsys):
   return code, out.out, out.err
 
 
-@pytest.mark.parametrize("command", ["", "run", "eval", "sample", "report", "bench"])
+@pytest.mark.parametrize("command", ["", "run", "eval", "sample", "report", "doctor", "bench"])
 def test_help(command, capsys):
   code, out, _ = call(*command.split(), "--help", capsys=capsys)
   assert code == 0 and "usage: r1jax" in out
+
+
+def test_the_doctor_reads_a_real_run(workdir, capsys):
+  code, out, _ = call("doctor", workdir, capsys=capsys)
+  words = " ".join(out.replace("│", " ").split())
+  assert code == 0 and "pretrain" in out and "healthy" in out and "2 updates so far" in words
 
 
 def test_help_needs_no_jax():

@@ -6,6 +6,7 @@ be read becomes a note, never an exception.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -119,6 +120,20 @@ def summary_of(run: Run) -> list[tuple[str, str, str]]:
                   if key.partition("/")[0] not in ("base", "final")]
 
 
+def ends_of(rows: list[dict], key: str) -> tuple[float, float, float]:
+  """Means of a metric over the first and the last fifth of the steps, and the standard error of their difference.
+
+  Too few steps: NaN for the means, infinity for the error.
+  """
+  values = [row[key] for row in rows if row.get(key) is not None]
+  fifth = len(values) // 5
+  if not fifth:
+    return math.nan, math.nan, math.inf
+  parts = values[:fifth], values[-fifth:]
+  error = math.sqrt(sum(statistics.pvariance(part) / fifth for part in parts)) if fifth > 3 else math.inf
+  return statistics.fmean(parts[0]), statistics.fmean(parts[1]), error
+
+
 def look_at(rows: list[dict]) -> list[str]:
   """What the numbers alone say is wrong: [] is good. Compared: the first fifth of the steps and the last."""
   said = []
@@ -126,15 +141,7 @@ def look_at(rows: list[dict]) -> list[str]:
     if broken := [row["step"] for row in rows if key in row and row[key] is None]:
       said.append(f"{key} was not finite in {len(broken)} step(s), first at step {broken[0]}.")
 
-  def ends(key):   # means of the first and last fifth, and the standard error of their difference
-    values = [row[key] for row in rows if row.get(key) is not None]
-    fifth = len(values) // 5
-    if not fifth:
-      return math.nan, math.nan, math.inf
-    parts = values[:fifth], values[-fifth:]
-    error = math.sqrt(sum(statistics.pvariance(part) / fifth for part in parts)) if fifth > 3 else math.inf
-    return statistics.fmean(parts[0]), statistics.fmean(parts[1]), error
-
+  ends = functools.partial(ends_of, rows)
   right_then, right, _ = ends("accuracy")
   if (share := ends("zero_variance_share")[1]) > 0.8:
     why = ("the problems have become too easy" if right > 0.9 else "the problems are still too hard"
