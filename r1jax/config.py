@@ -29,6 +29,19 @@ STAGES = ("pretrain", "sft", "dpo", "reward_model", "distill", "reasoning_rl")
 
 
 @dataclasses.dataclass(frozen=True)
+class RewardsConfig:
+  """Where rewards are computed: in processes that can be killed (rewards/workers.py), or in the run's own."""
+  workers: int = 0               # processes; 0: in the run's own, without limits: for rules that cannot hang
+  timeout: float = 10.0          # seconds of one check
+  memory: int = 2 * 2**30        # bytes of a process
+
+  def __post_init__(self):
+    if self.workers < 0 or self.timeout <= 0 or self.memory < 2**27:
+      raise ValueError(f"rewards.workers={self.workers} must not be negative, timeout={self.timeout} seconds above 0,"
+                       f" memory={self.memory} bytes at least {2**27}")
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
   """A whole run. `stages` says what runs, in order; a stage that is not named needs no section."""
   name: str
@@ -45,6 +58,7 @@ class RunConfig:
   distill: DistillConfig | None = None
   reasoning_rl: RLConfig | None = None
   eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+  rewards: RewardsConfig = dataclasses.field(default_factory=RewardsConfig)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
   def __post_init__(self):

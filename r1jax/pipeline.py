@@ -6,6 +6,7 @@ tensorboard), result.json, report.html. Run again on the same folder, it goes on
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -22,6 +23,7 @@ from r1jax.config import RunConfig
 from r1jax.evals import evaluate
 from r1jax.loop import Stop
 from r1jax.models import param, transformer
+from r1jax.rewards import workers
 from r1jax.sampler import SampleConfig
 from r1jax.stages import distill, preferences, pretrain, reasoning_rl, reward_model, sft
 from r1jax.tasks import gsm8k
@@ -42,23 +44,30 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | 
   task.tokenizer.save(workdir / "tokenizer.json")
   model = configs.with_vocab(cfg, task.tokenizer.vocab)
   mesh = sharding.make_mesh(cfg.mesh)
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), reward_workers(cfg) as pool:
     tree = transformer.params(model)
     console.print(f"{cfg.name}: {param.count(tree):,} parameters on {mesh.size} {jax.default_backend()} device(s)")
     params = first_params(cfg, model, mesh)
     result = {}
     for stage in cfg.stages:
       if stage == base_of(cfg):
-        result |= _ends("base", params, cfg, task, model, workdir, console)
+        result |= _ends("base", params, cfg, task, model, workdir, console, pool)
       params = STAGES[stage].run(getattr(cfg, stage), task, workdir / stage, params, model=model, seed=cfg.seed,
-                                 stop=stop, console=console, files=cfg.data)
-    result |= _ends("final", params, cfg, task, model, workdir, console)
+                                 stop=stop, console=console, files=cfg.data, pool=pool)
+    result |= _ends("final", params, cfg, task, model, workdir, console, pool)
   result |= _seconds(workdir, cfg, result)
   _write_json(workdir / "result.json", result)
   page = report.write(workdir)
   metrics.print_rows(console, report.summary(workdir))
   console.print(f"report: {page}", soft_wrap=True)
   return result
+
+
+def reward_workers(cfg: RunConfig):
+  """The worker processes for rewards, or None where the config wants none; to be used in a `with`."""
+  if not cfg.rewards.workers:
+    return contextlib.nullcontext()
+  return workers.Workers(cfg.rewards.workers, cfg.rewards.timeout, cfg.rewards.memory)
 
 
 def base_of(cfg: RunConfig) -> str:
@@ -166,7 +175,8 @@ def _claim(workdir: Path, config) -> None:
     _write_json(path, new)
 
 
-def _ends(which: str, params, cfg: RunConfig, task: Task, model, workdir: Path, console) -> dict[str, float]:
+def _ends(which: str, params, cfg: RunConfig, task: Task, model, workdir: Path, console,
+          pool=None) -> dict[str, float]:
   """Evaluates the base or the final policy, once: the numbers are kept in eval/<which>.json."""
   path = workdir / "eval" / f"{which}.json"
   if path.exists():
@@ -174,7 +184,7 @@ def _ends(which: str, params, cfg: RunConfig, task: Task, model, workdir: Path, 
   console.print(f"evaluating the {which} policy")
   began = time.monotonic()
   tokens = answer_tokens(cfg)
-  common = dict(model=model, prompts_at_once=cfg.eval.prompts_at_once)
+  common = dict(model=model, prompts_at_once=cfg.eval.prompts_at_once, pool=pool)
   out = evaluate.greedy(params, task, max_tokens=tokens, problems=cfg.eval.problems, **common)
   path.parent.mkdir(exist_ok=True)
   if cfg.eval.samples:

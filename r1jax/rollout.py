@@ -6,7 +6,8 @@ Everything here is numpy and Python between two jitted calls. Letters: r1jax/typ
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -39,15 +40,20 @@ class Rollouts:
     return len(self.answers) // len(self.problems)
 
 
-def sample(params, problems: Sequence[Problem], group_size: int, *, model: ModelConfig, tokenizer: Tokenizer,
-           cfg: SampleConfig, seed: int, step: int, prompts_at_once: int = 0, encode=None) -> Rollouts:
-  """`group_size` answers to each problem. prompts_at_once bounds memory; what is sampled does not depend on it.
+def sample(params, problems: Sequence[Problem], group_size: int, **options) -> Rollouts:
+  """`group_size` answers to each problem; options as those of sample_parts."""
+  return join(list(sample_parts(params, problems, group_size, **options)))
 
-  encode: prompts' texts -> token lists, such as a chat template; None: the tokenizer's plain encoding.
+
+def sample_parts(params, problems: Sequence[Problem], group_size: int, *, model: ModelConfig, tokenizer: Tokenizer,
+                 cfg: SampleConfig, seed: int, step: int, prompts_at_once: int = 0, encode=None) -> Iterator[Rollouts]:
+  """The answers to `prompts_at_once` problems after another (0: all at once), for rewards to begin with the first.
+
+  prompts_at_once bounds memory; what is sampled does not depend on it. encode: prompts' texts -> token lists, such as
+  a chat template; None: the tokenizer's plain encoding.
   """
   prompts = (encode or tokenizer.encode_batch)([p.prompt for p in problems])
   at_once = prompts_at_once or len(problems)
-  answers, logps, truncated, prompt_experts, experts, kept = [], [], [], [], [], []
   for i in range(0, len(problems), at_once):
     part, ids = prompts[i:i + at_once], [p.id for p in problems[i:i + at_once]]
     count = len(part)
@@ -57,39 +63,49 @@ def sample(params, problems: Sequence[Problem], group_size: int, *, model: Model
     keys_N = sampler.sample_keys(seed, step, jnp.asarray(ids, jnp.int32), jnp.arange(group_size))
     state = sampler.sample(params, prompt_BP, jnp.asarray([len(p) for p in part], jnp.int32), keys_N, model=model,
                            cfg=cfg, end_id=tokenizer.end_ids)
-    token_NA, logp_NA, length_N, done_N = map(np.asarray, (state.token_NA, state.logp_NA, state.length_N, state.done_N))
-    for n in range(count * group_size):
-      answers.append(token_NA[n, :length_N[n]].tolist())
-      logps.append(logp_NA[n, :length_N[n]].copy())
-      truncated.append(not done_N[n])
+    said = functools.partial(_said, np.asarray(state.length_N)[:count * group_size])
+    answers = [a.tolist() for a in said(state.token_NA)]
+    experts = {}
     if model.moe:
-      prompt_expert_BPLk, expert_NALk = np.asarray(state.prompt_expert_BPLk), np.asarray(state.expert_NALk)
-      prompt_experts += [prompt_expert_BPLk[b, :len(part[b])].copy() for b in range(count)]
-      experts += [expert_NALk[n, :length_N[n]].copy() for n in range(count * group_size)]
-    if cfg.keep_mask:
-      kept_NAk = np.asarray(state.kept_NAk)
-      kept += [kept_NAk[n, :length_N[n]].copy() for n in range(count * group_size)]
-  return Rollouts(list(problems), prompts, answers, logps, [tokenizer.decode(a) for a in answers],
-                  np.asarray(truncated), prompt_experts or None, experts or None, kept or None)
+      prompt_expert_BPLk = np.asarray(state.prompt_expert_BPLk)
+      experts = dict(prompt_experts=[prompt_expert_BPLk[b, :len(part[b])].copy() for b in range(count)],
+                     experts=said(state.expert_NALk))
+    yield Rollouts(list(problems[i:i + count]), part[:count], answers, said(state.logp_NA),
+                   [tokenizer.decode(a) for a in answers], ~np.asarray(state.done_N)[:len(answers)], **experts,
+                   kept=said(state.kept_NAk) if cfg.keep_mask else None)
 
 
-def score(rollouts: Rollouts, terms: dict[str, tuple[float, Reward]], truncated: str = "wrong"):
-  """(reward_N, parts): total rewards as f32, and for each answer its parts {name: Score}.
+def _said(length_N, x_NA) -> list[np.ndarray]:
+  """What belongs to each answer's tokens, without the padding."""
+  x_NA = np.asarray(x_NA)
+  return [x_NA[n, :length].copy() for n, length in enumerate(length_N)]
+
+
+def score(rollouts: Rollouts, terms: dict[str, tuple[float, Reward]], truncated: str = "wrong", pool=None):
+  """(reward_N, parts): total rewards as f32, and for each answer its parts {name: Score}. As judge, and waits."""
+  return judge(rollouts, terms, truncated, pool)()
+
+
+def judge(rollouts: Rollouts, terms: dict[str, tuple[float, Reward]], truncated: str = "wrong", pool=None):
+  """Begins to score the answers in the worker processes of `pool` (rewards/workers.py) and returns a function that
+  waits for (reward_N, parts). Without a pool that function does the work, in this process.
 
   truncated: an answer without an end is wrong whatever it says (reward and parts 0, verdict "truncated"): the
   default; "masked": wrong too, and the caller keeps it out of the loss; "scored": judged like any other.
   """
   if truncated not in TRUNCATED:
     raise ValueError(f"truncated={truncated!r} is none of {TRUNCATED}")
-  rewards, parts = [], []
-  for n, text in enumerate(rollouts.texts):
-    if rollouts.truncated_N[n] and truncated != "scored":
-      total, part = 0.0, {name: Score(0.0, "truncated") for name in terms}
-    else:
-      total, part = total_reward(terms, rollouts.problems[n // rollouts.group_size], text)
-    rewards.append(total)
-    parts.append(part)
-  return np.asarray(rewards, np.float32), parts
+  judged = [n for n in range(len(rollouts.texts)) if truncated == "scored" or not rollouts.truncated_N[n]]
+  problems, texts = [rollouts.problems[n // rollouts.group_size] for n in judged], [rollouts.texts[n] for n in judged]
+  future = pool.submit(terms, problems, texts) if pool else None
+
+  def wait():
+    done = future.result() if future else [total_reward(terms, p, t) for p, t in zip(problems, texts, strict=True)]
+    cut = (0.0, {name: Score(0.0, "truncated") for name in terms})
+    results = dict(zip(judged, done, strict=True))
+    totals, parts = zip(*(results.get(n, cut) for n in range(len(rollouts.texts))), strict=True)
+    return np.asarray(totals, np.float32), list(parts)
+  return wait
 
 
 def join(parts: Sequence[Rollouts]) -> Rollouts:

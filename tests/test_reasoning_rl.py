@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,14 @@ import pytest
 from conftest import experiment
 from tiny import weights
 
-from r1jax import algorithms, critic, pipeline, train
+from r1jax import algorithms, critic, pipeline, rollout, train
 from r1jax.critic import CriticConfig
 from r1jax.grpo import LossConfig
 from r1jax.metrics import read
 from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
 from r1jax.rollout import Rollouts, to_batch
+from r1jax.rewards.workers import Workers
 from r1jax.sampler import SampleConfig
 from r1jax.stages import reasoning_rl
 from r1jax.stages.reasoning_rl import RLConfig
@@ -36,11 +38,11 @@ def answered(ids, length=3):
 
 
 def by_rule(rule):
-  """A scorer: rule(problem, sample) -> reward."""
-  def score(rollouts):
+  """A judge: rule(problem, sample) -> reward."""
+  def judge(rollouts):
     values = [rule(*map(int, text.split("/"))) for text in rollouts.texts]
-    return np.asarray(values, np.float32), [dict(accuracy=Score(v, "")) for v in values]
-  return score
+    return lambda: (np.asarray(values, np.float32), [dict(accuracy=Score(v, "")) for v in values])
+  return judge
 
 
 def collect(rule, rounds, cfg=CFG):
@@ -48,7 +50,8 @@ def collect(rule, rounds, cfg=CFG):
   asked = []
   def sample(problems):
     asked.append([p.id for p in problems])
-    return answered(asked[-1])
+    for i in range(0, 4, 3):                 # in two parts
+      yield answered(asked[-1][i:i + 3])
   cfg = dataclasses.replace(cfg, dynamic_sampling=rounds)
   problems = [Problem(i, "", "") for i in range(4 * max(rounds, 1))]
   return reasoning_rl.collect(cfg, problems, sample, by_rule(rule)), asked
@@ -173,3 +176,42 @@ def test_ppo_and_dapos_sampling_run_by_a_line_of_the_experiment(tmp_path):
   assert all(1 <= row["sampled_rounds"] <= 4 for row in rows)
   params, *_ = pipeline.load_policy(tmp_path)
   assert "trunk" not in params
+
+
+# --- rewards in other processes
+
+def slow_rule(problem, text):
+  """Right where the text says so; hangs on one problem."""
+  while problem.id == 2:
+    time.sleep(0.01)
+  return Score(float(text.endswith("1")), "correct" if text.endswith("1") else "wrong")
+
+
+def test_rewards_begin_while_later_questions_are_sampled_and_a_hang_costs_one_answer_only():
+  events = []
+  with Workers(2, timeout=0.5) as pool:
+    def judge(part):
+      events.append(f"judge {part.problems[0].id}")
+      return rollout.judge(part, dict(accuracy=(1.0, slow_rule)), "wrong", pool)
+    def sample(problems):
+      for i in (0, 2):
+        events.append(f"sample {i}")
+        yield answered([p.id for p in problems[i:i + 2]])
+    scored = reasoning_rl.collect(CFG, [Problem(i, "", "") for i in range(4)], sample, judge)
+    counts = pool.counts()
+  assert events == ["sample 0", "judge 0", "sample 2", "judge 2"]
+  np.testing.assert_array_equal(scored.reward_N, [0, 1, 0, 1, 0, 0, 0, 1])
+  assert [p["accuracy"].verdict for p in scored.parts][4:6] == ["timeout", "timeout"]
+  assert counts["timeouts"] == 2 and counts["checks"] == 8 and scored.seconds > 0
+
+
+def test_with_and_without_a_pool_rewards_are_the_same_and_truncated_answers_are_not_judged():
+  rollouts = dataclasses.replace(answered([0, 1]), truncated_N=np.array([0, 1, 0, 0], bool))
+  terms = dict(accuracy=(2.0, slow_rule))
+  plain = rollout.score(rollouts, terms)
+  with Workers(1) as pool:
+    assert all(map(np.array_equal, rollout.score(rollouts, terms, "wrong", pool), plain))
+    everything = rollout.score(rollouts, terms, "scored", pool)
+  np.testing.assert_array_equal(plain[0], [0, 0, 0, 2])
+  np.testing.assert_array_equal(everything[0], [0, 2, 0, 2])
+  assert plain[1][1]["accuracy"].verdict == "truncated"

@@ -36,19 +36,19 @@ class EvalConfig:
 
 
 def evaluate(params, task: Task, problems: Sequence[Problem], samples: int, *, model: ModelConfig, cfg: SampleConfig,
-             seed: int = 0, prompts_at_once: int = 128):
+             seed: int = 0, prompts_at_once: int = 128, pool=None):
   """`samples` answers to each problem -> (summary, table of all answers).
 
   Summary: pass@1 (the mean), pass@k for k = 1, 2, 4 .. samples, cons@samples, lenient (mean accuracy by the task's
-  lenient matcher), format, length, truncated_share.
+  lenient matcher), format, length, truncated_share. pool: worker processes for the rewards, or None.
   """
   rollouts = rollout.sample(params, problems, samples, model=model, tokenizer=task.tokenizer, cfg=cfg, seed=seed,
                             step=EVAL_STEP, prompts_at_once=min(prompts_at_once, len(problems)), encode=task.encode)
   terms = {name: (1.0, reward) for name, reward in task.rewards.items()}
-  reward_N, parts = rollout.score(rollouts, terms)
+  reward_N, parts = rollout.score(rollouts, terms, pool=pool)
   correct_BG = np.asarray([p["accuracy"].value == 1 for p in parts]).reshape(len(problems), samples)
   lenient = task.lenient or task.rewards["accuracy"]
-  lenient_N = [lenient(problems[n // samples], text).value for n, text in enumerate(rollouts.texts)]
+  lenient_N, _ = rollout.score(rollouts, dict(lenient=(1.0, lenient)), truncated="scored", pool=pool)
   finals = [final_answer(text) for text in rollouts.texts]
   ks = sorted({2**i for i in range(samples.bit_length())} | {samples})
   out = {f"pass@{k}": np.mean([pass_at_k(samples, int(c.sum()), k) for c in correct_BG]) for k in ks}
@@ -58,14 +58,15 @@ def evaluate(params, task: Task, problems: Sequence[Problem], samples: int, *, m
   out |= {name: np.mean([p[name].value for p in parts]) for name in task.rewards if name != "accuracy"}
   out |= {"length": np.mean([len(a) for a in rollouts.answers]), "truncated_share": rollouts.truncated_N.mean()}
   table = rollout.table(rollouts, reward_N, parts)
-  table["lenient"] = lenient_N
+  table["lenient"] = lenient_N.tolist()
   table["final_answer"] = finals
   return {k: float(v) for k, v in out.items()}, table
 
 
-def greedy(params, task: Task, *, model: ModelConfig, max_tokens: int, problems: int = 0, prompts_at_once: int = 128):
+def greedy(params, task: Task, *, model: ModelConfig, max_tokens: int, problems: int = 0, prompts_at_once: int = 128,
+           pool=None):
   """Greedy accuracy on the held-out problems (the first `problems` of them; 0: all), lenient accuracy, length."""
   chosen = task.held_out[:problems or None]
   out, _ = evaluate(params, task, chosen, 1, model=model, cfg=SampleConfig(max_tokens, temperature=0.0),
-                    prompts_at_once=prompts_at_once)
+                    prompts_at_once=prompts_at_once, pool=pool)
   return {"greedy_accuracy": out["pass@1"], "greedy_lenient": out["lenient"], "greedy_length": out["length"]}

@@ -70,7 +70,7 @@ def first_state(cfg: DistillConfig, params, model: ModelConfig, steps: int = 1):
 
 
 def run(cfg: DistillConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None, console=None,
-        files=None):
+        files=None, pool=None):
   """Trains `params`, the student, towards the teacher and returns them."""
   teacher, teacher_model = hf.load(cfg.teacher, model.dtype)
   if teacher_model.vocab != model.vocab:

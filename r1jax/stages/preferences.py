@@ -91,7 +91,7 @@ def first_state(cfg: DPOConfig, params, model: ModelConfig, steps: int = 1):
 
 
 def run(cfg: DPOConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None, console=None,
-        files=None):
+        files=None, pool=None):
   """Moves `params` towards the chosen answers of data.preferences; they are its reference too."""
   if not (files and files.preferences):
     raise ValueError("dpo needs pairs: give data.preferences=FILE")

@@ -101,7 +101,7 @@ def first_state(cfg: PretrainConfig, params, model: ModelConfig, steps: int = 1)
 
 
 def run(cfg: PretrainConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None,
-        console=None, files=None):
+        console=None, files=None, pool=None):
   """Trains `params` (fresh ones) and returns the base policy's."""
   if task.demonstration is None:
     raise ValueError(f"task {task.name} has no demonstrations to pre-train on: leave pretrain out of the stages")

@@ -106,7 +106,7 @@ def replay(batch):
 
 
 def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None, console=None,
-        files=None):
+        files=None, pool=None):
   """Improves the policy `params` by its own scored answers and returns the new one."""
   unknown = sorted(set(cfg.rewards) - set(task.rewards))
   if unknown:
@@ -131,10 +131,10 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     began = time.monotonic()
     problems = [task.problem(i) for i in data.positions(unit, cfg.questions_per_rollout * max(cfg.dynamic_sampling, 1),
                                                         task.size, seed)]
-    sample = lambda problems: rollout.sample(
+    sample = lambda problems: rollout.sample_parts(
       state.params, problems, cfg.group_size, model=model, tokenizer=task.tokenizer, cfg=cfg.sampling, seed=seed,
       step=unit, prompts_at_once=cfg.prompts_at_once, encode=task.encode)
-    scored = collect(cfg, problems, sample, lambda rollouts: rollout.score(rollouts, terms, cfg.truncated))
+    scored = collect(cfg, problems, sample, lambda part: rollout.judge(part, terms, cfg.truncated, pool))
     rollouts, parts, same_N = scored.rollouts, scored.parts, scored.same_N
     reward_N = scored.reward_N + overlong(cfg, rollouts)
     rewarded = time.monotonic()
@@ -171,11 +171,13 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     row |= {"lr": float(rate(first_step)), "tokens_per_s": sum(map(len, rollouts.answers)) / (ended - began),
             "seconds/rollout": rewarded - began - scored.seconds, "seconds/reward": scored.seconds,
             "seconds/update": ended - rewarded}
+    if pool:      # since the process began
+      row |= {f"verifier/{name}": count for name, count in pool.counts().items()}
     if cfg.dynamic_sampling:
       row |= {"zero_variance_share": scored.agreed_share, "sampled_rounds": scored.rounds}
     if (cfg.eval_every and (unit + 1) % cfg.eval_every == 0) or unit + 1 == cfg.rollouts:
       row |= {f"eval/{k}": v for k, v in evaluate.greedy(
-        state.params, task, model=model, max_tokens=cfg.sampling.max_tokens).items()}
+        state.params, task, model=model, max_tokens=cfg.sampling.max_tokens, pool=pool).items()}
     table = rollout.table(rollouts, reward_N, parts, adv_N, stage="reasoning_rl", step=first_step)
     return state, [(first_step, row)], (first_step, table)
 
@@ -202,24 +204,27 @@ class Scored:
   same_N: np.ndarray
   rounds: int                    # how often `questions_per_rollout` questions were sampled
   agreed_share: float            # of all groups that were sampled, kept or not
-  seconds: float                 # spent on rewards
+  seconds: float                 # waited for rewards, when all was sampled
 
 
-def collect(cfg: RLConfig, problems, sample, score) -> Scored:
+def collect(cfg: RLConfig, problems, sample, judge) -> Scored:
   """Answers to questions_per_rollout questions. With dynamic sampling (DAPO, 2503.14476, 3.2) groups whose rewards
   agree are put aside and further questions sampled, until there are enough, or else the first that agree fill up.
 
   problems: all that may be needed. What a unit may ask is fixed, so a killed run asks the same again; a question that
-  was not reached is passed over.
+  was not reached is passed over. sample(problems) yields Rollouts; judge(rollouts) begins to score and returns what
+  waits for it: rewards of the first part are computed while the next is sampled.
   """
   Q, G = cfg.questions_per_rollout, cfg.group_size
   found: list[tuple] = []            # (rollouts, reward_N, parts, same_N) of each round
   useful, seconds = 0, 0.0
   for first in range(0, len(problems), Q):
-    rollouts = sample(problems[first:first + Q])
+    sampled = [(part, judge(part)) for part in sample(problems[first:first + Q])]
     began = time.monotonic()
-    reward_N, parts = score(rollouts)
+    judged = [wait() for _, wait in sampled]
     seconds += time.monotonic() - began
+    rollouts = rollout.join([part for part, _ in sampled])
+    reward_N, parts = np.concatenate([r for r, _ in judged]), [p for _, part in judged for p in part]
     valid_N = np.where(rollouts.truncated_N & (cfg.truncated == "masked"), 0.0, 1.0)
     same_N = np.repeat(np.asarray(grpo.agree(reward_N.reshape(-1, G), valid_N.reshape(-1, G))), G)
     found.append((rollouts, reward_N, parts, same_N))

@@ -69,7 +69,7 @@ def first_state(cfg: RewardModelConfig, params, model: ModelConfig, steps: int =
 
 
 def run(cfg: RewardModelConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None,
-        console=None, files=None):
+        console=None, files=None, pool=None):
   """Trains a reward model that starts from the policy; its checkpoint is the result. Returns the policy."""
   pairwise = cfg.kind == "pairwise"
   path = files and (files.preferences if pairwise else files.safety)

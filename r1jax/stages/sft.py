@@ -87,7 +87,7 @@ def first_state(cfg: SFTConfig, params, model: ModelConfig, steps: int = 1):
 
 
 def run(cfg: SFTConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None, console=None,
-        files=None):
+        files=None, pool=None):
   """Trains `params` on demonstrations and returns the new ones."""
   sample, size, dropped = demonstrations(cfg, task, files.demonstrations if files else None)
   if dropped and console:
