@@ -17,8 +17,8 @@ from r1jax.grpo import LossConfig
 from r1jax.metrics import read
 from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
-from r1jax.rollout import Rollouts, to_batch
 from r1jax.rewards.workers import Workers
+from r1jax.rollout import Rollouts, to_batch
 from r1jax.sampler import SampleConfig
 from r1jax.stages import reasoning_rl
 from r1jax.stages.reasoning_rl import RLConfig
