@@ -1,0 +1,81 @@
+"""`r1jax compare --config FILE --workdir DIR [--variants ARG ...] [--seeds N ...]`"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from r1jax.cli.run import load_config
+
+
+def main(argv: list[str]) -> int:
+  parser = argparse.ArgumentParser(
+    prog="r1jax compare", allow_abbrev=False,
+    description="Runs variants of an experiment over several seeds, each from the same pre-trained base of its seed, "
+                "and prints one table: means, lowest and highest of the seeds. Finished runs are not run again.")
+  parser.add_argument("--config", required=True, metavar="FILE", help="experiment file with get_config(arg)")
+  parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="a folder for each run goes there")
+  parser.add_argument("--variants", nargs="+", metavar="ARG",
+                      help="arguments of get_config, one each (default: the file's VARIANTS)")
+  parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default 0 1 2")
+  args, overrides = parser.parse_known_args(argv)
+  variants = args.variants or _variants(args.config)
+  configs = {v: load_config(f"{args.config}:{v}", overrides) for v in variants}      # all are checked before any runs
+  console = Console()
+  results: dict[str, list[dict]] = {v: [] for v in variants}
+  for seed in args.seeds:
+    for variant, config in configs.items():
+      config.seed = seed
+      folder = args.workdir / f"{variant.replace('=', '-').replace(',', '_')}-seed{seed}"
+      results[variant].append(_run(config, folder, args.workdir / f"base-seed{seed}"))
+      row = results[variant][-1]
+      console.print(f"seed {seed}  {variant}: {row['base/greedy_accuracy']:.3f} -> {row['final/greedy_accuracy']:.3f},"
+                    f" 90% after {row['rollouts_to_90']:.0f} rollouts")
+  (args.workdir / "compare.json").write_text(json.dumps(results, indent=1))
+  console.print(table(results, args.seeds))
+  return 0
+
+
+def table(results: dict[str, list[dict]], seeds) -> Table:
+  out = Table("variant", "greedy accuracy", "pass@1", "rollouts to 90%", "mean length", "seconds of RL",
+              title=f"seeds {' '.join(map(str, seeds))}: mean (lowest - highest)")
+  for variant, rows in results.items():
+    cells = []
+    for key, digits in (("final/greedy_accuracy", 3), ("final/pass@1", 3), ("rollouts_to_90", 0), ("final/length", 1),
+                        ("seconds/reasoning_rl", 0)):
+      values = [row[key] for row in rows]
+      mean, ends = sum(values) / len(values), f" ({min(values):.{digits}f} - {max(values):.{digits}f})"
+      cells.append(f"{mean:.{digits}f}" + (ends if len(values) > 1 else ""))
+    out.add_row(variant, *cells)
+  return out
+
+
+def _run(config, folder: Path, base: Path) -> dict:
+  """result.json of one run, and after how many rollouts its greedy accuracy was 90% (one more than all: never)."""
+  from r1jax import metrics, pipeline
+  if base.is_dir() and not folder.is_dir():      # a finished stage is not run again
+    folder.mkdir(parents=True)
+    shutil.copytree(base, folder / "pretrain")
+  result = pipeline.run(config, folder)
+  if (folder / "pretrain").is_dir() and not base.is_dir():
+    shutil.copytree(folder / "pretrain", base)
+  rows = metrics.read(folder / "reasoning_rl" / "metrics.jsonl")
+  good = [i + 1 for i, row in enumerate(rows) if row.get("eval/greedy_accuracy", 0) >= 0.9]
+  return result | dict(rollouts_to_90=float(good[0] if good else len(rows) + 1))
+
+
+def _variants(file: str) -> tuple[str, ...]:
+  import importlib.util
+  if not Path(file).is_file():
+    raise FileNotFoundError(f"--config: {file}: no such file")
+  spec = importlib.util.spec_from_file_location("r1jax_compare", file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not getattr(module, "VARIANTS", ()):
+    raise ValueError(f"--config: {file} has no VARIANTS: give --variants")
+  return tuple(module.VARIANTS)
