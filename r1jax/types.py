@@ -29,7 +29,7 @@ class Problem:
 class Score(NamedTuple):
   """What one reward says of one answer."""
   value: float           # before the reward's weight; 1 is full marks
-  verdict: str = ""      # accuracy only: correct, wrong, no_answer, unparseable, truncated
+  verdict: str = ""      # accuracy only: correct, wrong, no_answer, unparseable, truncated, timeout, refused
 
 
 Reward = Callable[[Problem, str], Score]   # (problem, answer text without end token) -> score

@@ -10,9 +10,9 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
-from r1jax.tasks import gcd, gsm8k, multiplication, parity
+from r1jax.tasks import gcd, gsm8k, mbpp, multiplication, parity
 
-TASKS = dict(parity=parity, multiplication=multiplication, gcd=gcd, gsm8k=gsm8k)
+TASKS = dict(parity=parity, multiplication=multiplication, gcd=gcd, gsm8k=gsm8k, mbpp=mbpp)
 
 
 @dataclasses.dataclass(frozen=True)
