@@ -22,7 +22,7 @@ class Problem:
 class Score(NamedTuple):
   """What one reward says of one answer."""
   value: float           # before the reward's weight; 1 is full marks
-  # accuracy: correct, wrong, no_answer, unparseable, truncated; any reward in a worker process: timeout, crashed
+  # accuracy: correct, wrong, no_answer, unparseable, truncated, refused; any reward with limits: timeout, crashed
   verdict: str = ""
 
 

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from r1jax.types import Problem
+from r1jax.problem import Problem
 
 Judge = Callable[[Sequence[str]], Sequence[str]]
 

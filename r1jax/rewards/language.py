@@ -25,7 +25,7 @@ import functools
 import re
 from collections import Counter
 
-from r1jax.types import Problem, Score
+from r1jax.problem import Problem, Score
 
 # script -> its characters, combining marks included; one class of a regular expression each
 SCRIPTS = {

@@ -14,8 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from r1jax.problem import Problem, Reward, Score
 from r1jax.rewards import judge as judging
-from r1jax.types import Problem, Reward, Score
 
 BatchReward = Callable[[Sequence[Problem], Sequence[str]], list[Score]]
 Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]    # (prompts, responses) -> raw scores

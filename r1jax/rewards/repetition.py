@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import re
 
+from r1jax.problem import Problem, Score
 from r1jax.rewards.language import SCRIPTS, SPACELESS
-from r1jax.types import Problem, Score
 
 _ALONE = "".join(SCRIPTS[name] for name in SPACELESS)
 _WORD = re.compile(rf"[{_ALONE}]|[^\s{_ALONE}]+")

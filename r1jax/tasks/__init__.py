@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from r1jax.tasks import gcd, gsm8k, multiplication, parity, reasoning_gym
+from r1jax.tasks import gcd, gsm8k, mbpp, multiplication, parity, reasoning_gym
 
-TASKS = dict(parity=parity, multiplication=multiplication, gcd=gcd, gsm8k=gsm8k, reasoning_gym=reasoning_gym)
+TASKS = dict(parity=parity, multiplication=multiplication, gcd=gcd, gsm8k=gsm8k, mbpp=mbpp,
+             reasoning_gym=reasoning_gym)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,9 +31,9 @@ import sys
 import numpy as np
 
 from r1jax import tokenizer
+from r1jax.problem import Problem, Score, Task
 from r1jax.rewards.format import think_answer_format
 from r1jax.tasks.gsm8k import TEMPLATE
-from r1jax.types import Problem, Score, Task
 
 BLOCK = 2**20                  # seeds from a task's training seed to its held-out one: item i is drawn by seed + i
 HELD_OUT = 2**30               # ids of held-out problems start here
