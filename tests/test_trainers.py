@@ -15,6 +15,7 @@ from r1jax import config, data, hf, losses, pipeline, tokenizer, train
 from r1jax.metrics import read
 from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
+from r1jax.rewards import preference
 from r1jax.stages import distill, preferences, reward_model, sft
 from r1jax.stages.distill import DistillConfig
 from r1jax.stages.preferences import DPOConfig
@@ -202,8 +203,10 @@ def make(cfg, data):
   cfg = config.freeze(c)
   reward = reward_model.load(work / "reward_model", cfg.reward_model, model)
   score = reward_model.scorer(reward, made, model)
-  good, bad = score([("say", "yes"), ("say", "no")])
-  assert good > 0 > bad and len(score([("say", "yes")])) == 1
+  good, bad = score(["say", "say"], ["yes", "no"])
+  assert good > 0 > bad
+  as_reward = preference.single(preference.from_scores(score, part="whole", scale="sigmoid"))
+  assert as_reward(made.held_out[0], "yes").value == pytest.approx(1 / (1 + np.exp(-good)), rel=1e-4)
   assert pipeline.load_policy(work)[3] == "distill 40"
   assert hf.load(released)[1].vocab == model.vocab
   with pytest.raises(ValueError, match="vocabulary of 260"):

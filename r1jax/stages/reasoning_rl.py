@@ -24,6 +24,7 @@ from r1jax.loop import SaveConfig
 from r1jax.models import moe
 from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
+from r1jax.rewards.length import soft_overlong
 from r1jax.sampler import SampleConfig
 from r1jax.types import Task
 
@@ -44,7 +45,7 @@ class RLConfig:
   prompts_at_once: int = 0               # questions sampled together; 0: all. Changes memory, not results
   reference_refresh: int = 400           # updates, then the reference becomes the policy; 0: never. R1: 400
   truncated: str = "wrong"               # rollout.score
-  overlong_cushion: int = 0              # soft punishment within so many tokens of max_tokens (DAPO); 0: none
+  overlong_cushion: int = 0              # rewards.length.soft_overlong, within so many tokens of max_tokens; 0: none
   zero_variance: str = "keep"            # groups whose rewards agree: keep (KL acts on them) or drop from the loss
   dynamic_sampling: int = 0              # up to so many times the questions are sampled, until enough groups do not
                                          # agree (DAPO); 0: off
@@ -244,11 +245,11 @@ def collect(cfg: RLConfig, problems, sample, judge) -> Scored:
 
 
 def overlong(cfg: RLConfig, rollouts) -> np.ndarray:
-  """DAPO's soft overlong punishment of each answer [N] (2503.14476, eq. 13); zeros where it is off."""
+  """DAPO's soft overlong punishment of each answer [N], the full one for those cut off; zeros where it is off."""
   length_N = np.asarray([len(a) for a in rollouts.answers], np.float32)
   if not cfg.overlong_cushion:
     return np.zeros_like(length_N)
-  over_N = np.clip((cfg.sampling.max_tokens - cfg.overlong_cushion - length_N) / cfg.overlong_cushion, -1, 0)
+  over_N = soft_overlong(length_N, cfg.sampling.max_tokens, cfg.overlong_cushion)
   return np.where(rollouts.truncated_N, -1.0, over_N).astype(np.float32)
 
 

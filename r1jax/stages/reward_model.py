@@ -101,9 +101,10 @@ def load(folder: Path, cfg: RewardModelConfig, model: ModelConfig):
 
 
 def scorer(params, task: Task, model: ModelConfig, length: int = 65_536):
-  """texts -> raw scores: a function ((prompt, answer) pairs) -> list of floats, for rewards/preference.py."""
+  """(prompts, responses) -> raw scores, as rewards/preference.from_scores takes it."""
   score = jax.jit(functools.partial(scores, model=model))
-  def of(pairs):
-    batch = to_batch([tokens(task, prompt, [answer], length, "an answer") for prompt, answer in pairs])
+  def of(prompts, responses):
+    batch = to_batch([tokens(task, prompt, [answer], length, "an answer")
+                      for prompt, answer in zip(prompts, responses, strict=True)])
     return np.asarray(score(params, batch)).tolist()
   return of
