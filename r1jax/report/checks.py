@@ -158,7 +158,7 @@ def truncation(chart: Chart):
                   f"{share:.0%} of answers are cut off at the limit (above {TRUNCATED:.0%} predicts instability),"
                   f" judged {chart.setting('truncated', '?')!r}",
                   f"{chart.key('sampling.max_tokens')} higher than {chart.setting('sampling.max_tokens', '?')};"
-                  " reasoning_rl.overlong_cushion")
+                  f" {chart.key('overlong_cushion')} above 0 (DAPO)")
 
 
 def parsing(chart: Chart):
