@@ -27,18 +27,21 @@ DTYPES = ("float32", "bfloat16")
 
 
 def measure(repeats: int = 3, peer: bool = True, model: ModelConfig = MODEL, rows: int = ROWS, prompt: int = PROMPT,
-            answer: int = ANSWER) -> dict:
+            answer: int = ANSWER, console=None) -> dict:
   """Seconds of a prefill of `rows` prompts, of its matmuls alone, and of `answer` decoded tokens a row, by dtype."""
   result = dict(rows=rows, prompt=prompt, answer=answer, cores=os.cpu_count(), jax=jax.__version__,
                 device=jax.devices()[0].device_kind, parameters=param.count(transformer.params(model)))
   token_NP = np.random.default_rng(0).integers(0, model.vocab, (rows, prompt)).astype(np.int32)
+  say = console.print if console else lambda text: None
   for dtype in DTYPES:
+    say(f"r1jax {dtype}")
     ours = dataclasses.replace(model, dtype=dtype)
     params = jax.jit(lambda key, m=ours: transformer.init(m, key))(jax.random.key(0))
     result |= {f"{dtype}/{k}": v for k, v in _ours(params, ours, token_NP, answer, repeats).items()}
     del params
   if peer and all(map(importlib.util.find_spec, ("torch", "transformers"))):
     for dtype in DTYPES:
+      say(f"transformers {dtype}")
       result[f"{dtype}/transformers"] = _transformers(model, token_NP, answer, repeats, dtype)
   return result
 

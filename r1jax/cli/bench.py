@@ -26,6 +26,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--steps", type=int, default=10, metavar="N", help="grpo: steps to time (default 10)")
   parser.add_argument("--model", type=Path, metavar="DIR",
                       help="load: the checkpoint (default: 0.5 GB of random weights in shards of 64 MB)")
+  parser.add_argument("--repeats", type=int, default=3, metavar="N", help="decode: the best of N runs (default 3)")
   parser.add_argument("--no-peer", action="store_true", help="decode: leave transformers out")
   parser.add_argument("--data", type=Path, metavar="FILE",
                       help="verifier: openai/grade-school-math's example_model_solutions.jsonl")
@@ -34,15 +35,15 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--workers", type=int, default=2, metavar="N", help="verifier: worker processes (default 2)")
   parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
   args = parser.parse_args(argv)
-  if args.steps < 1:
-    raise ValueError(f"--steps={args.steps} must be at least 1")
+  if args.steps < 1 or args.repeats < 1:
+    raise ValueError(f"--steps={args.steps} and --repeats={args.repeats} must be at least 1")
   if args.what == "load":
     from r1jax.bench import load
     result = load.measure(args.model)
     Console().print(load.table(result))
   elif args.what == "decode":
     from r1jax.bench import decode
-    result = decode.measure(peer=not args.no_peer)
+    result = decode.measure(args.repeats, peer=not args.no_peer, console=Console(stderr=True))
     Console().print(decode.table(result))
   elif args.what == "verifier":
     if args.data is None or args.problems < 0:
