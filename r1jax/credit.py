@@ -54,3 +54,19 @@ def of_critic(cfg: LossConfig, reward_N, batch, value_NA):
 @functools.lru_cache
 def _gae(gamma: float, lam: float):
   return jax.jit(jax.vmap(functools.partial(variants.gae, gamma=gamma, lam=lam)))
+
+
+def credited(cfg, batch, reward_N, truncated_N, same_N, seed: int, unit: int):
+  """(batch with advantages and the loss' mask, advantage_N for the records): groups' or, with a critic, tokens'."""
+  masked_N = truncated_N & (cfg.truncated == "masked")
+  valid_N = np.where(masked_N | (same_N & (cfg.zero_variance == "drop")), 0.0, 1.0).astype(np.float32)
+  if cfg.critic:
+    batch = batch.replace(mask_NA=batch.mask_NA * valid_N[:, None])
+    token_adv_NA, return_NA = of_critic(cfg.loss, reward_N, batch, batch.old_value_NA)
+    tokens_N = np.maximum(batch.mask_NA.sum(1), 1)
+    adv_N = (token_adv_NA * batch.mask_NA).sum(1) / tokens_N
+    return batch.replace(token_advantage_NA=token_adv_NA, return_NA=return_NA, advantage_N=adv_N), adv_N
+  valid_BG = np.where(masked_N, 0.0, 1.0).reshape(-1, cfg.group_size)
+  key = jax.random.fold_in(jax.random.key(seed), unit)
+  adv_N = of_groups(cfg.loss, reward_N, batch, valid_BG, key)
+  return batch.replace(advantage_N=adv_N, mask_NA=batch.mask_NA * valid_N[:, None]), adv_N

@@ -11,7 +11,8 @@ import pytest
 from conftest import experiment
 from tiny import weights
 
-from r1jax import algorithms, critic, pipeline, rollout, train
+from r1jax import algorithms, credit, critic, pipeline, rollout, train
+from r1jax import collect as collecting
 from r1jax.critic import CriticConfig
 from r1jax.grpo import LossConfig
 from r1jax.metrics import read
@@ -54,7 +55,7 @@ def collect(rule, rounds, cfg=CFG):
       yield answered(asked[-1][i:i + 3])
   cfg = dataclasses.replace(cfg, dynamic_sampling=rounds)
   problems = [Problem(i, "", "") for i in range(4 * max(rounds, 1))]
-  return reasoning_rl.collect(cfg, problems, sample, by_rule(rule)), asked
+  return collecting.collect(cfg, problems, sample, by_rule(rule)), asked
 
 
 def test_without_dynamic_sampling_all_questions_stay():
@@ -86,8 +87,8 @@ def test_dynamic_sampling_that_runs_out_fills_up_with_groups_that_agree():
 def test_soft_overlong_punishment_by_hand(length, truncated, expected):
   rollouts = dataclasses.replace(answered([0], length), truncated_N=np.array([truncated, truncated]))
   cfg = dataclasses.replace(CFG, overlong_cushion=4)
-  np.testing.assert_allclose(reasoning_rl.overlong(cfg, rollouts), [expected] * 2)
-  assert not reasoning_rl.overlong(CFG, rollouts).any()
+  np.testing.assert_allclose(collecting.overlong(cfg, rollouts), [expected] * 2)
+  assert not collecting.overlong(CFG, rollouts).any()
 
 
 def test_dropped_and_masked_answers_leave_the_loss_and_masked_ones_the_baseline():
@@ -95,10 +96,10 @@ def test_dropped_and_masked_answers_leave_the_loss_and_masked_ones_the_baseline(
   batch = to_batch(answered(range(4)))
   same_N = np.array([0, 0, 1, 1, 1, 1, 0, 0], bool)
   cfg = dataclasses.replace(CFG, truncated="masked", zero_variance="drop")
-  out, adv_N = reasoning_rl.credited(cfg, batch, reward_N, truncated_N, same_N, 0, 0)
+  out, adv_N = credit.credited(cfg, batch, reward_N, truncated_N, same_N, 0, 0)
   np.testing.assert_allclose(adv_N, [1, -1, 0, 0, 0, 0, 1, -1])
   np.testing.assert_array_equal(out.mask_NA[:, 0], [1, 1, 0, 0, 0, 0, 1, 1])
-  kept, _ = reasoning_rl.credited(CFG, batch, reward_N, truncated_N, same_N, 0, 0)
+  kept, _ = credit.credited(CFG, batch, reward_N, truncated_N, same_N, 0, 0)
   assert kept.mask_NA[:, 0].all()
 
 
@@ -197,7 +198,7 @@ def test_rewards_begin_while_later_questions_are_sampled_and_a_hang_costs_one_an
       for i in (0, 2):
         events.append(f"sample {i}")
         yield answered([p.id for p in problems[i:i + 2]])
-    scored = reasoning_rl.collect(CFG, [Problem(i, "", "") for i in range(4)], sample, judge)
+    scored = collecting.collect(CFG, [Problem(i, "", "") for i in range(4)], sample, judge)
     counts = pool.counts()
   assert events == ["sample 0", "judge 0", "sample 2", "judge 2"]
   np.testing.assert_array_equal(scored.reward_N, [0, 1, 0, 1, 0, 0, 0, 1])

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from r1jax import optimizer, rollout, sampler, train
+from r1jax import credit, optimizer, rollout, sampler, train
 from r1jax.grpo import LossConfig
 from r1jax.models import param, transformer
 from r1jax.models.transformer import ModelConfig
@@ -61,7 +61,7 @@ def measure(shape: str, steps: int) -> dict:
     batch = rollout.to_batch(rollouts)
     ref = train.score(state.ref_params, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, model=model,
                       micro_batches=micro)
-    batch, _ = reasoning_rl.credited(cfg, batch.replace(ref_logp_NA=np.asarray(ref)), reward_N, rollouts.truncated_N,
+    batch, _ = credit.credited(cfg, batch.replace(ref_logp_NA=np.asarray(ref)), reward_N, rollouts.truncated_N,
                                      np.zeros(B * G, bool), 0, step)
     t2 = time.perf_counter()
     state, metrics = update(state, batch)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import credit, critic, data, grpo, loop, optimizer, rollout, train
+from r1jax import collect, credit, critic, data, grpo, loop, optimizer, rollout, train
 from r1jax.critic import CriticConfig
 from r1jax.evals import evaluate
 from r1jax.grpo import LossConfig
@@ -24,7 +24,6 @@ from r1jax.loop import SaveConfig
 from r1jax.models import moe
 from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
-from r1jax.rewards.length import soft_overlong
 from r1jax.sampler import SampleConfig
 from r1jax.types import Task
 
@@ -135,9 +134,9 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     sample = lambda problems: rollout.sample_parts(
       state.params, problems, cfg.group_size, model=model, tokenizer=task.tokenizer, cfg=cfg.sampling, seed=seed,
       step=unit, prompts_at_once=cfg.prompts_at_once, encode=task.encode)
-    scored = collect(cfg, problems, sample, lambda part: rollout.judge(part, terms, cfg.truncated, pool))
+    scored = collect.collect(cfg, problems, sample, lambda part: rollout.judge(part, terms, cfg.truncated, pool))
     rollouts, parts, same_N = scored.rollouts, scored.parts, scored.same_N
-    reward_N = scored.reward_N + overlong(cfg, rollouts)
+    reward_N = scored.reward_N + collect.overlong(cfg, rollouts)
     rewarded = time.monotonic()
 
     batch = rollout.to_batch(rollouts, shared_prompt=cfg.shared_prompt)
@@ -151,7 +150,7 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
       batch = batch.replace(old_value_NA=np.asarray(critic.values(
         state.critic.params, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, model=model,
         micro_batches=cfg.minibatches * cfg.micro_batches)))
-    batch, adv_N = credited(cfg, batch, reward_N, rollouts.truncated_N, same_N, seed, unit)
+    batch, adv_N = credit.credited(cfg, batch, reward_N, rollouts.truncated_N, same_N, seed, unit)
 
     first_step, total = unit * cfg.minibatches, {}
     for questions in minibatches(cfg, seed, unit):
@@ -194,79 +193,6 @@ def first_state(cfg: RLConfig, params, model: ModelConfig, updates: int = 1):
     value_params = critic.init(params, model)
     state = state.replace(critic=train.init_state(value_params, optimizer.make(cfg.critic.optimizer, updates)))
   return state
-
-
-@dataclasses.dataclass(frozen=True)
-class Scored:
-  """Sampled answers with their rewards. same_N: whether the rewards of the answer's group agree."""
-  rollouts: rollout.Rollouts
-  reward_N: np.ndarray
-  parts: list[dict]
-  same_N: np.ndarray
-  rounds: int                    # how often `questions_per_rollout` questions were sampled
-  agreed_share: float            # of all groups that were sampled, kept or not
-  seconds: float                 # waited for rewards, when all was sampled
-
-
-def collect(cfg: RLConfig, problems, sample, judge) -> Scored:
-  """Answers to questions_per_rollout questions. With dynamic sampling (DAPO, 2503.14476, 3.2) groups whose rewards
-  agree are put aside and further questions sampled, until there are enough, or else the first that agree fill up.
-
-  problems: all that may be needed. What a unit may ask is fixed, so a killed run asks the same again; a question that
-  was not reached is passed over. sample(problems) yields Rollouts; judge(rollouts) begins to score and returns what
-  waits for it: rewards of the first part are computed while the next is sampled.
-  """
-  Q, G = cfg.questions_per_rollout, cfg.group_size
-  found: list[tuple] = []            # (rollouts, reward_N, parts, same_N) of each round
-  useful, seconds = 0, 0.0
-  for first in range(0, len(problems), Q):
-    sampled = [(part, judge(part)) for part in sample(problems[first:first + Q])]
-    began = time.monotonic()
-    judged = [wait() for _, wait in sampled]
-    seconds += time.monotonic() - began
-    rollouts = rollout.join([part for part, _ in sampled])
-    reward_N, parts = np.concatenate([r for r, _ in judged]), [p for _, part in judged for p in part]
-    valid_N = np.where(rollouts.truncated_N & (cfg.truncated == "masked"), 0.0, 1.0)
-    same_N = np.repeat(np.asarray(grpo.agree(reward_N.reshape(-1, G), valid_N.reshape(-1, G))), G)
-    found.append((rollouts, reward_N, parts, same_N))
-    useful += int((~same_N).sum()) // G
-    if useful >= Q:
-      break
-  rollouts = rollout.join([f[0] for f in found])
-  reward_N, same_N = (np.concatenate([f[i] for f in found]) for i in (1, 3))
-  parts = [part for f in found for part in f[2]]
-  agreed = float(same_N.mean())
-  if cfg.dynamic_sampling:
-    groups = np.argsort(same_N[::G], kind="stable")[:Q]
-    rows = (groups[:, None] * G + np.arange(G)).reshape(-1)
-    rollouts, parts = rollout.select(rollouts, groups), [parts[n] for n in rows]
-    reward_N, same_N = reward_N[rows], same_N[rows]
-  return Scored(rollouts, reward_N, parts, same_N, len(found), agreed, seconds)
-
-
-def overlong(cfg: RLConfig, rollouts) -> np.ndarray:
-  """DAPO's soft overlong punishment of each answer [N], the full one for those cut off; zeros where it is off."""
-  length_N = np.asarray([len(a) for a in rollouts.answers], np.float32)
-  if not cfg.overlong_cushion:
-    return np.zeros_like(length_N)
-  over_N = soft_overlong(length_N, cfg.sampling.max_tokens, cfg.overlong_cushion)
-  return np.where(rollouts.truncated_N, -1.0, over_N).astype(np.float32)
-
-
-def credited(cfg: RLConfig, batch, reward_N, truncated_N, same_N, seed: int, unit: int):
-  """(batch with advantages and the loss' mask, advantage_N for the records): groups' or, with a critic, tokens'."""
-  masked_N = truncated_N & (cfg.truncated == "masked")
-  valid_N = np.where(masked_N | (same_N & (cfg.zero_variance == "drop")), 0.0, 1.0).astype(np.float32)
-  if cfg.critic:
-    batch = batch.replace(mask_NA=batch.mask_NA * valid_N[:, None])
-    token_adv_NA, return_NA = credit.of_critic(cfg.loss, reward_N, batch, batch.old_value_NA)
-    tokens_N = np.maximum(batch.mask_NA.sum(1), 1)
-    adv_N = (token_adv_NA * batch.mask_NA).sum(1) / tokens_N
-    return batch.replace(token_advantage_NA=token_adv_NA, return_NA=return_NA, advantage_N=adv_N), adv_N
-  valid_BG = np.where(masked_N, 0.0, 1.0).reshape(-1, cfg.group_size)
-  key = jax.random.fold_in(jax.random.key(seed), unit)
-  adv_N = credit.of_groups(cfg.loss, reward_N, batch, valid_BG, key)
-  return batch.replace(advantage_N=adv_N, mask_NA=batch.mask_NA * valid_N[:, None]), adv_N
 
 
 def minibatches(cfg: RLConfig, seed: int, unit: int):

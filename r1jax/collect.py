@@ -1,0 +1,71 @@
+"""Scored answers to a rollout's questions: rewards overlap with sampling; dynamic sampling; the overlong term.
+
+`cfg` is the stage's RLConfig. Letters: r1jax/types.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import numpy as np
+
+from r1jax import grpo, rollout
+from r1jax.rewards.length import soft_overlong
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+  """Sampled answers with their rewards. same_N: whether the rewards of the answer's group agree."""
+  rollouts: rollout.Rollouts
+  reward_N: np.ndarray
+  parts: list[dict]
+  same_N: np.ndarray
+  rounds: int                    # how often `questions_per_rollout` questions were sampled
+  agreed_share: float            # of all groups that were sampled, kept or not
+  seconds: float                 # waited for rewards, when all was sampled
+
+
+def collect(cfg, problems, sample, judge) -> Scored:
+  """Answers to questions_per_rollout questions. With dynamic sampling (DAPO, 2503.14476, 3.2) groups whose rewards
+  agree are put aside and further questions sampled, until there are enough, or else the first that agree fill up.
+
+  problems: all that may be needed. What a unit may ask is fixed, so a killed run asks the same again; a question that
+  was not reached is passed over. sample(problems) yields Rollouts; judge(rollouts) begins to score and returns what
+  waits for it: rewards of the first part are computed while the next is sampled.
+  """
+  Q, G = cfg.questions_per_rollout, cfg.group_size
+  found: list[tuple] = []            # (rollouts, reward_N, parts, same_N) of each round
+  useful, seconds = 0, 0.0
+  for first in range(0, len(problems), Q):
+    sampled = [(part, judge(part)) for part in sample(problems[first:first + Q])]
+    began = time.monotonic()
+    judged = [wait() for _, wait in sampled]
+    seconds += time.monotonic() - began
+    rollouts = rollout.join([part for part, _ in sampled])
+    reward_N, parts = np.concatenate([r for r, _ in judged]), [p for _, part in judged for p in part]
+    valid_N = np.where(rollouts.truncated_N & (cfg.truncated == "masked"), 0.0, 1.0)
+    same_N = np.repeat(np.asarray(grpo.agree(reward_N.reshape(-1, G), valid_N.reshape(-1, G))), G)
+    found.append((rollouts, reward_N, parts, same_N))
+    useful += int((~same_N).sum()) // G
+    if useful >= Q:
+      break
+  rollouts = rollout.join([f[0] for f in found])
+  reward_N, same_N = (np.concatenate([f[i] for f in found]) for i in (1, 3))
+  parts = [part for f in found for part in f[2]]
+  agreed = float(same_N.mean())
+  if cfg.dynamic_sampling:
+    groups = np.argsort(same_N[::G], kind="stable")[:Q]
+    rows = (groups[:, None] * G + np.arange(G)).reshape(-1)
+    rollouts, parts = rollout.select(rollouts, groups), [parts[n] for n in rows]
+    reward_N, same_N = reward_N[rows], same_N[rows]
+  return Scored(rollouts, reward_N, parts, same_N, len(found), agreed, seconds)
+
+
+def overlong(cfg, rollouts) -> np.ndarray:
+  """DAPO's soft overlong punishment of each answer [N], the full one for those cut off; zeros where it is off."""
+  length_N = np.asarray([len(a) for a in rollouts.answers], np.float32)
+  if not cfg.overlong_cushion:
+    return np.zeros_like(length_N)
+  over_N = soft_overlong(length_N, cfg.sampling.max_tokens, cfg.overlong_cushion)
+  return np.where(rollouts.truncated_N, -1.0, over_N).astype(np.float32)
