@@ -7,6 +7,7 @@ checksums find the others: truncated, overwritten, flipped bits.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 import zlib
@@ -19,15 +20,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 log = logging.getLogger("r1jax")
+MISMATCH = ("Structure mismatch", "structures do not match")      # Orbax' words for a whole checkpoint of another tree
 
 
 class Checkpoints:
   """The checkpoints of one folder. Use as a context manager: leaving it waits for the last write."""
 
-  def __init__(self, folder: str | Path, keep: int = 2):
-    self.folder = Path(folder).absolute()
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True,
-                                           cleanup_tmp_directories=True)
+  def __init__(self, folder: str | Path, keep: int = 2, read_only: bool = False):
+    """read_only: nothing is removed or moved, for a run may be writing there at this moment."""
+    self.folder, self.read_only = Path(folder).absolute(), read_only
+    options = (ocp.CheckpointManagerOptions(read_only=True) if read_only else
+               ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True,
+                                            cleanup_tmp_directories=True))
     self._open = lambda: ocp.CheckpointManager(self.folder, options=options)
     self._manager = self._open()
 
@@ -45,7 +49,7 @@ class Checkpoints:
   def save(self, step: int, state: Any, meta: dict) -> None:
     """Starts writing; the arrays may be changed or donated as soon as this returns."""
     # a copy, so that donating the state to the next step cannot touch what the writer still reads
-    state = jax.tree.map(jnp.copy, state)
+    state = jax.tree.map(jnp.copy, _present(state))
     meta = dict(meta, checksums=checksums(state))
     if not self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state),
                                                             meta=ocp.args.JsonSave(meta))):
@@ -55,7 +59,8 @@ class Checkpoints:
     """(step, state, meta) of the newest whole checkpoint, or of `step`; None if there is none at all.
 
     abstract: the state's shapes and dtypes. Damaged checkpoints are moved to a folder beside, with a warning; if
-    `step` was asked for by number, or none is left, that is a ValueError.
+    `step` was asked for by number, or none is left, that is a ValueError. So is a whole checkpoint of another tree,
+    that of another version or config: it stays where it is.
     """
     tried = []
     for number in reversed(self.steps()) if step is None else [step]:
@@ -65,6 +70,9 @@ class Checkpoints:
         return number, *self._read(number, abstract)
       except Exception as error:   # Orbax, TensorStore and JSON raise many kinds; all mean: not this one
         reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        if any(words in str(error) for words in MISMATCH):
+          raise ValueError(f"{self.folder}: checkpoint {number} holds other arrays than this config and version of"
+                           f" r1jax ({' '.join(str(error).split())[:300]})") from error
         tried.append(f"step {number}: {reason}")
         if step is None:
           self._set_aside(number, reason)
@@ -73,16 +81,19 @@ class Checkpoints:
     return None
 
   def _read(self, step: int, abstract):
-    out = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract),
+    out = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_present(abstract)),
                                                               meta=ocp.args.JsonRestore()))
     meta = dict(out["meta"])
     found, wanted = checksums(out["state"]), meta.pop("checksums")
     wrong = [name for name in wanted if found.get(name) != wanted[name]]
     if wrong or len(found) != len(wanted):
       raise ValueError(f"checksum of {', '.join(wrong[:3]) or 'the list of arrays'} does not match")
-    return out["state"], meta
+    return _like(abstract, out["state"]), meta
 
   def _set_aside(self, step: int, reason: str) -> None:
+    if self.read_only:
+      log.warning("checkpoint %s/%s cannot be read (%s): using the one before", self.folder, step, reason)
+      return
     aside = self.folder.with_name(self.folder.name + ".damaged")
     aside.mkdir(exist_ok=True)
     shutil.rmtree(aside / str(step), ignore_errors=True)
@@ -90,6 +101,21 @@ class Checkpoints:
     shutil.move(self.folder / str(step), aside / str(step))
     self._manager = self._open()
     log.warning("checkpoint %s/%s is damaged (%s): moved to %s, using the one before", self.folder, step, reason, aside)
+
+
+def _present(state):
+  """A TrainState as a dictionary of what it has: a field added to it later does not make old checkpoints unreadable."""
+  if not dataclasses.is_dataclass(state):
+    return state
+  fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+  return {name: _present(value) for name, value in fields.items() if value is not None}
+
+
+def _like(abstract, found):
+  """What _present made of a state, as that state's classes again."""
+  if not dataclasses.is_dataclass(abstract):
+    return found
+  return abstract.replace(**{name: _like(getattr(abstract, name), value) for name, value in found.items()})
 
 
 def checksums(state) -> dict[str, int]:

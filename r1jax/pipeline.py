@@ -120,7 +120,7 @@ def load_policy(workdir: str | Path, stage: str = "", step: int | None = None):
   for name in [stage] if stage else reversed([s for s in cfg.stages if s != "reward_model"]):
     folder = workdir / name / "checkpoints"
     if folder.is_dir():
-      with Checkpoints(folder) as checkpoints:
+      with Checkpoints(folder, read_only=True) as checkpoints:
         restored = checkpoints.restore(abstract_state(cfg, name, model), step)
       if restored:
         return restored[1].params, model, task, f"{name} {restored[0]}"

@@ -160,6 +160,33 @@ def test_a_half_written_folder_is_not_a_checkpoint(tmp_path):
     assert saved.restore(ABSTRACT)[0] == 2
 
 
+def test_a_state_within_a_state_comes_back_as_it_was(tmp_path):
+  state = state_of(1).replace(critic=state_of(2))
+  with Checkpoints(tmp_path / "c") as saved:
+    saved.save(1, state, {})
+  with Checkpoints(tmp_path / "c") as saved:
+    found = saved.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state))[1]
+  same_bits(found, state)
+  assert isinstance(found.critic, TrainState) and found.critic.ref_params is None
+
+
+def test_a_checkpoint_of_another_tree_is_an_error_that_says_so_and_stays(tmp_path):
+  save(tmp_path / "c", 1)
+  with Checkpoints(tmp_path / "c") as saved, pytest.raises(ValueError, match="checkpoint 1 holds other arrays"):
+    saved.restore(ABSTRACT.replace(ref_params=ABSTRACT.params))
+  assert (tmp_path / "c/1").is_dir() and not (tmp_path / "c.damaged").exists()
+
+
+def test_read_only_removes_and_moves_nothing(tmp_path):
+  save(tmp_path / "c", 1, 2)
+  flip(tmp_path / "c/2")
+  half = tmp_path / "c/3.orbax-checkpoint-tmp-1"
+  half.mkdir()
+  with Checkpoints(tmp_path / "c", read_only=True) as saved:
+    assert saved.restore(ABSTRACT)[0] == 1
+  assert half.is_dir() and (tmp_path / "c/2").is_dir() and not (tmp_path / "c.damaged").exists()
+
+
 def test_checksums_see_one_bit_of_any_array():
   clean = checkpoint.checksums(state_of(0))
   assert len(clean) == 5

@@ -92,7 +92,7 @@ def load(folder: Path, cfg: RewardModelConfig, model: ModelConfig):
   abstract = jax.eval_shape(
     lambda key: first_state(cfg, train.transformer.init(model, key), model), jax.random.key(0))
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  with Checkpoints(Path(folder) / "checkpoints") as checkpoints:
+  with Checkpoints(Path(folder) / "checkpoints", read_only=True) as checkpoints:
     restored = checkpoints.restore(jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract))
   if not restored:
