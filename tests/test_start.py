@@ -5,13 +5,16 @@ import shutil
 
 import jax
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import CHATML, experiment
 from test_cli import call
 from tiny import weights
 
 from r1jax import config, hf, pipeline, tokenizer
+from r1jax.cli.eval import read as read_file
 from r1jax.models.transformer import ModelConfig
+from r1jax.rewards import sandbox
 
 MODEL = ModelConfig(vocab=260, dim=16, layers=1, heads=2, kv_heads=1, ffn=24, tied_head=False)     # `released`'s
 
@@ -45,6 +48,21 @@ def test_eval_scores_a_file_of_problems(released, problems, tmp_path, capsys):
     results[template] = json.loads(next((tmp_path / template).glob("*.json")).read_text())
     assert (results[template]["problems"], results[template]["template"]) == (4, template)
   assert call("eval", "--model", released, capsys=capsys)[0] == 2
+
+
+@pytest.mark.skipif(bool(sandbox.capabilities().missing()), reason="no sandbox here")
+def test_eval_runs_the_programs_of_an_mbpp_file(released, tmp_path, capsys):
+  row = dict(task_id=3, text="Square a number.", code="def sq(n): return n * n", test_list=["assert sq(2) == 4"])
+  (tmp_path / "mbpp.jsonl").write_text(json.dumps(row) + "\n")
+  code, out, _ = call("eval", "--model", released, "--data", tmp_path / "mbpp.jsonl", "--samples", 2, "--max-tokens", 5,
+                      "--template", "plain", "--out", tmp_path, capsys=capsys)
+  assert code == 0 and "format" in out
+  table = pq.read_table(tmp_path / f"mbpp-{released.name}.parquet").to_pydict()
+  assert len(table["text"]) == 2 and "sq(2) == 4" in table["gold"][0] and not any(table["reward"])
+  problems, scoring = read_file(tmp_path / "mbpp.jsonl", "Q: {question}")
+  assert problems[0].prompt.startswith("Q: Square a number.")
+  program = "```python\ndef sq(n): return n * n\n```"
+  assert scoring["rewards"]["accuracy"](problems[0], program).verdict == "correct"
 
 
 def test_a_run_starts_from_the_released_weights_and_exports_its_own(released, problems, tmp_path, capsys):

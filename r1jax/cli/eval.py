@@ -19,7 +19,8 @@ def main(argv: list[str]) -> int:
     description="Samples answers of a run's policy, or of a Hugging Face model, and prints pass@k (unbiased), cons@k, "
                 "strict and lenient accuracy. Writes a JSON of the numbers and a Parquet file of all answers.")
   policy.add_flags(parser, temperature=0.6, top_p=0.95)
-  parser.add_argument("--data", type=Path, metavar="FILE", help="JSONL with prompt or question, and answer, a line each"
+  parser.add_argument("--data", type=Path, metavar="FILE", help="JSONL with prompt or question, and answer, a line"
+                                                                " each; or MBPP's, whose programs run in a sandbox"
                                                                 " (default: the task's held-out problems)")
   parser.add_argument("--template", default="", choices=("", "r1_zero", "chat", "plain"),
                       help="what a question of --data is put into: R1-Zero's prompt, the model's chat template, nothing"
@@ -36,8 +37,7 @@ def main(argv: list[str]) -> int:
     raise ValueError("--model needs --data FILE")
   problems = None
   if args.data:      # read first: a bad line is told before the policy is loaded
-    from r1jax.data import read_problems
-    problems = read_problems(args.data, "{question}")
+    problems, scoring = read(args.data, "{question}")
 
   from r1jax import metrics
   from r1jax.evals.evaluate import evaluate
@@ -45,7 +45,9 @@ def main(argv: list[str]) -> int:
   template = args.template or ("chat" if args.model and task.tokenizer.chat_template else "r1_zero")
   if problems is not None and template == "r1_zero":
     from r1jax.tasks.gsm8k import TEMPLATE
-    problems = read_problems(args.data, TEMPLATE)
+    problems, scoring = read(args.data, TEMPLATE)
+  if problems is not None:
+    task = dataclasses.replace(task, **scoring)
   if problems is not None and template == "chat":
     from r1jax import chat
     as_chat = lambda text: chat.prompt_tokens(task.tokenizer, [dict(role="user", content=text)])
@@ -70,3 +72,12 @@ def main(argv: list[str]) -> int:
   console.print(shown)
   console.print(f"{out / name}.json and .parquet", soft_wrap=True)
   return 0
+
+
+def read(path: Path, template: str):
+  """(problems, fields of a Task that score them) of a file: MBPP's by its test_list, else questions and answers."""
+  from r1jax import data
+  from r1jax.tasks import mbpp
+  if "test_list" in next(data.read_jsonl(path))[1]:
+    return mbpp.load(path, template=template), mbpp.scoring(mbpp.Config())
+  return data.read_problems(path, template), {}

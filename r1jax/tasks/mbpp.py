@@ -25,8 +25,10 @@ QUESTION = (
   "{text} Your program should pass tests such as\n```python\n{tests}\n```\nWrite the program in a ```python block.")
 
 
-def load(path: str | Path, shown: int = 1) -> list[Problem]:
+def load(path: str | Path, shown: int = 1, template: str = TEMPLATE) -> list[Problem]:
   """Problems of an MBPP JSONL file; id = task_id, answer = the tests as rewards/code.py reads them.
+
+  template: what a question is put into, at {question}.
 
   ValueError `path:line: reason` for a line without its fields, with an assert that cannot be split, or an id met twice.
   """
@@ -50,7 +52,7 @@ def load(path: str | Path, shown: int = 1) -> list[Problem]:
       raise ValueError(f"{where}: not Python: {error}") from error
     answer = json.dumps(dict(asserts=tests, names=names) | (dict(setup=setup) if setup.strip() else {}))
     question = QUESTION.replace("{text}", row["text"].strip()).replace("{tests}", "\n".join(tests[:shown]))
-    problem = Problem(id, TEMPLATE.replace("{question}", question), answer)
+    problem = Problem(id, template.replace("{question}", question), answer)
     try:
       check_tests(problem)
     except ValueError as error:
@@ -74,25 +76,31 @@ class Config:
         raise ValueError(f"task.{name}={getattr(self, name)} must be at least {least}")
 
 
+def scoring(cfg: Config) -> dict:
+  """How programs are scored: the fields of a Task. NotImplementedError where this machine has no sandbox."""
+  if not cfg.unsandboxed:
+    sandbox.require()
+  limits = sandbox.Limits(wall=2 * cfg.seconds, cpu=cfg.seconds, memory=cfg.memory * sandbox.MB)
+  accuracy = functools.partial(code_accuracy, limits=limits, proportional=cfg.proportional, unsandboxed=cfg.unsandboxed)
+  return dict(rewards=dict(accuracy=accuracy, format=think_answer_format),
+              lenient=functools.partial(accuracy, strict=False))
+
+
 def make(cfg: Config, data) -> Task:
   """Reads data.train, and data.test or else the paper's splits of data.train; bytes, or data.tokenizer."""
   if not data.train:
     raise ValueError("task mbpp needs a JSONL file: give --config.data.train=PATH")
-  if not cfg.unsandboxed:
-    sandbox.require()
+  scored = scoring(cfg)
   train, test = load(data.train, cfg.shown), load(data.test, cfg.shown) if data.test else []
   if not data.test:
     train, test = ([p for p in train if p.id in ids] for ids in (TRAIN, TEST))
     if not train or not test:
       raise ValueError(f"{data.train}: task_ids {TEST.start}..{TEST.stop - 1} and {TRAIN.start}..{TRAIN.stop - 1} are"
                        f" the paper's test and train; found {len(test)} and {len(train)}. Else give data.test")
-  limits = sandbox.Limits(wall=2 * cfg.seconds, cpu=cfg.seconds, memory=cfg.memory * sandbox.MB)
-  accuracy = functools.partial(code_accuracy, limits=limits, proportional=cfg.proportional, unsandboxed=cfg.unsandboxed)
   return Task(
     name="mbpp",
     tokenizer=tokenizer.load(data.tokenizer, data.end_token or "") if data.tokenizer else tokenizer.byte_tokenizer(),
     problem=lambda i: train[i],
     size=len(train),
     held_out=tuple(test[:cfg.held_out or None]),
-    rewards=dict(accuracy=accuracy, format=think_answer_format),
-    lenient=functools.partial(accuracy, strict=False))
+    **scored)
