@@ -6,7 +6,10 @@ runs all of VARIANTS below, each from the base policy of its seed, and prints on
 `r1jax run --config experiments/compare.py:algorithm=dapo --workdir ...`. Four updates a rollout, so that ratios and
 clips have something to act on.
 
-MEASURED
+Measured (2 CPU cores, 39 runs in 9 minutes; the table is in the README): nearly all reach 90%, and what differs is who
+keeps it. GRPO with KL to a reference that is refreshed does in all three seeds; without KL, or without the refresh,
+one of three falls back to chance, as do Dr. GRPO and CISPO, which have no KL; DAPO and GSPO have none and keep it. GSPO
+and PPO learn more slowly, PPO with lambda 0.95 more slowly than with 1.
 """
 
 from ml_collections import ConfigDict
