@@ -14,7 +14,7 @@ import numpy as np
 
 from r1jax import sampler, train
 from r1jax.models.transformer import ModelConfig
-from r1jax.rewards import total_reward
+from r1jax.rewards import total_rewards
 from r1jax.sampler import SampleConfig
 from r1jax.tokenizer import Tokenizer
 from r1jax.types import Batch, Problem, Reward, Score
@@ -100,7 +100,7 @@ def judge(rollouts: Rollouts, terms: dict[str, tuple[float, Reward]], truncated:
   future = pool.submit(terms, problems, texts) if pool else None
 
   def wait():
-    done = future.result() if future else [total_reward(terms, p, t) for p, t in zip(problems, texts, strict=True)]
+    done = future.result() if future else total_rewards(terms, problems, texts)
     cut = (0.0, {name: Score(0.0, "truncated") for name in terms})
     results = dict(zip(judged, done, strict=True))
     totals, parts = zip(*(results.get(n, cut) for n in range(len(rollouts.texts))), strict=True)

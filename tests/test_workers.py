@@ -14,7 +14,7 @@ import worker_rewards
 from worker_rewards import Suffix, length, obedient
 
 from r1jax.problem import Problem, Score
-from r1jax.rewards import total_reward
+from r1jax.rewards import preference, total_reward, total_rewards
 from r1jax.rewards.accuracy import math_accuracy
 from r1jax.rewards.format import think_answer_format
 from r1jax.rewards.workers import Workers, in_parent
@@ -344,3 +344,17 @@ def test_the_rewards_of_all_tasks_can_be_sent():
   from r1jax.tasks import gcd, gsm8k
   rewards = gsm8k.SCORING["rewards"] | dict(lenient=gsm8k.SCORING["lenient"], gcd=gcd.exact, mine=worker_rewards.length)
   assert list(load(dump(rewards))) == list(rewards)
+
+
+def test_a_model_is_asked_once_about_all_answers_with_and_without_a_pool():
+  asked = []
+  def score_fn(prompts, responses):
+    asked.append(len(responses))
+    return [float(len(r)) for r in responses]
+  terms = dict(model=(0.5, preference.single(preference.from_scores(score_fn, part="whole"))))
+  texts = ["1", "0", "22"]
+  plain = total_rewards(terms, problems(3), texts)
+  assert [total for total, _ in plain] == [0.5, 0.5, 1.0] and asked == [3]
+  with Workers(1) as pool:
+    pooled = pool.score(terms, problems(3), texts)
+  assert pooled == plain and asked == [3, 3]

@@ -6,6 +6,8 @@ format with the same weight (R1 report, Methods; docs R1.md 1.4).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from r1jax.problem import Problem, Reward, Score
 
 
@@ -15,3 +17,18 @@ def total_reward(
   """Sum of weight * value over the terms {name: (weight, reward)}, and each term's own score, unweighted."""
   parts = {name: reward(problem, text) for name, (_, reward) in terms.items()}
   return sum(weight * parts[name].value for name, (weight, _) in terms.items()), parts
+
+
+def apply(reward: Reward, problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
+  """One reward on many answers; all at once where it has a `batch` (problems, texts) -> Scores, as models do."""
+  if batch := getattr(reward, "batch", None):
+    return batch(problems, texts)
+  return [reward(problem, text) for problem, text in zip(problems, texts, strict=True)]
+
+
+def total_rewards(terms: dict[str, tuple[float, Reward]], problems: Sequence[Problem],
+                  texts: Sequence[str]) -> list[tuple[float, dict[str, Score]]]:
+  """total_reward of each answer, in order."""
+  scores = {name: apply(reward, problems, texts) for name, (_, reward) in terms.items()}
+  parts = [{name: scores[name][i] for name in terms} for i in range(len(texts))]
+  return [(sum(weight * part[name].value for name, (weight, _) in terms.items()), part) for part in parts]

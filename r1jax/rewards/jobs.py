@@ -57,8 +57,13 @@ class Local:
     self.batch, self.rewards = batch, rewards
 
   def run(self, pool, slot) -> None:
+    for name, reward in self.rewards.items():
+      if hasattr(reward, "batch"):
+        self._at_once(name, reward.batch)
     for i, (problem, text) in enumerate(zip(self.batch.problems, self.batch.texts, strict=True)):
       for name, reward in self.rewards.items():
+        if hasattr(reward, "batch"):
+          continue
         if pool.closed:
           raise RuntimeError(CLOSED)
         try:
@@ -66,6 +71,16 @@ class Local:
         except Exception as error:
           error.add_note(f"reward {name!r}, problem id={problem.id}")
           raise
+
+
+  def _at_once(self, name: str, batch_reward) -> None:
+    try:
+      scores = batch_reward(self.batch.problems, self.batch.texts)
+    except Exception as error:
+      error.add_note(f"reward {name!r}, {len(self.batch.texts)} answers at once")
+      raise
+    for known, score in zip(self.batch.scores, scores, strict=True):
+      known[name] = score
 
 
 class Chunk:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 from r1jax.problem import Problem, Reward, Score
 from r1jax.rewards import judge as judging
+from r1jax.rewards.sending import in_parent
 
 BatchReward = Callable[[Sequence[Problem], Sequence[str]], list[Score]]
 Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]    # (prompts, responses) -> raw scores
@@ -110,5 +111,8 @@ def judged(judge: judging.Judge, *, part: str = "whole", opened: bool = False) -
 
 
 def single(batch_reward: BatchReward) -> Reward:
-  """A batch reward, asked one answer at a time."""
-  return lambda problem, text: batch_reward([problem], [text])[0]
+  """A batch reward as a Reward. A run asks it about many answers at once, in its own process (workers.py)."""
+  def reward(problem: Problem, text: str) -> Score:
+    return batch_reward([problem], [text])[0]
+  reward.batch = batch_reward
+  return in_parent(reward)
