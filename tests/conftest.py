@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# most of the tests' time is XLA compiling, much of it the same programs in other processes and in the last session
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
-
 from r1jax import compiled, cpu
 
+ROOT = Path(__file__).parents[1]
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# most of the tests' time is XLA compiling, much of it the same programs in other processes and in the last session
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / f"compiled-{compiled.processor()}"))
 compiled.keep()
 cpu.keep_memory()
 
-ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
 
 
