@@ -31,7 +31,8 @@ ALGORITHMS = dict(
   # RLOO (2402.14740): the whole answer is one action, hence a token sum; KL in the reward
   rloo=lambda A: dict(loss=dict(advantage="leave_one_out", surrogate="reinforce", kl="k1", kl_in="reward",
                                 kl_coef=0.03, aggregation="constant_divisor", divisor=float(A))),
-  # REINFORCE++ (2501.03262): one baseline for the whole batch, KL in the reward
+  # REINFORCE++ (2501.03262): one baseline for the whole batch, KL in the reward. There a token is charged with the KL
+  # still to come, here with that of its whole answer
   reinforce_pp=lambda A: dict(loss=_PPO_CLIP | dict(advantage="batch_normalised", kl="k1", kl_in="reward", kl_coef=0.01,
                                                     aggregation="token_mean")),
   # PPO (1707.06347) as the paper's baseline (arXiv 2501.12948 v2, A.3): a critic, KL in the reward; lambda 1.0 and 0.95

@@ -20,7 +20,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 log = logging.getLogger("r1jax")
-MISMATCH = ("Structure mismatch", "structures do not match")      # Orbax' words for a whole checkpoint of another tree
+# Orbax' words for a whole checkpoint of another tree, or of other shapes
+MISMATCH = ("Structure mismatch", "structures do not match", "is not compatible with the stored shape")
 
 
 class Checkpoints:

@@ -44,8 +44,7 @@ def collect(cfg, problems, sample, judge) -> Scored:
     seconds += time.monotonic() - began
     rollouts = rollout.join([part for part, _ in sampled])
     reward_N, parts = np.concatenate([r for r, _ in judged]), [p for _, part in judged for p in part]
-    valid_N = np.where(rollouts.truncated_N & (cfg.truncated == "masked"), 0.0, 1.0)
-    same_N = np.repeat(np.asarray(grpo.agree(reward_N.reshape(-1, G), valid_N.reshape(-1, G))), G)
+    same_N = agreeing(cfg, reward_N, rollouts.truncated_N)
     found.append((rollouts, reward_N, parts, same_N))
     useful += int((~same_N).sum()) // G
     if useful >= Q:
@@ -60,6 +59,13 @@ def collect(cfg, problems, sample, judge) -> Scored:
     rollouts, parts = rollout.select(rollouts, groups), [parts[n] for n in rows]
     reward_N, same_N = reward_N[rows], same_N[rows]
   return Scored(rollouts, reward_N, parts, same_N, len(found), agreed, seconds)
+
+
+def agreeing(cfg, reward_N, truncated_N) -> np.ndarray:
+  """Whether the rewards of each answer's group agree [N]; masked answers have no say."""
+  shape = (-1, cfg.group_size)
+  valid_N = np.where(truncated_N & (cfg.truncated == "masked"), 0.0, 1.0)
+  return np.repeat(np.asarray(grpo.agree(reward_N.reshape(shape), valid_N.reshape(shape))), cfg.group_size)
 
 
 def overlong(cfg, rollouts) -> np.ndarray:

@@ -31,6 +31,9 @@ def processor() -> str:
 
 def keep() -> None:
   """Before jax is imported."""
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder()))
+  try:
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder()))
+  except RuntimeError:                 # a user without a home
+    return
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

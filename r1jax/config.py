@@ -64,6 +64,9 @@ class RunConfig:
   def __post_init__(self):
     if not self.stages:
       raise ValueError("stages is empty")
+    if twice := [stage for stage in STAGES if self.stages.count(stage) > 1]:
+      raise ValueError(f"stages: {twice[0]} is named twice; a folder holds one run of a stage: start another from it"
+                       " (r1jax export, start=DIR)")
     for stage in self.stages:
       if stage not in STAGES:
         raise ValueError(f"stages: {stage!r} is none of {STAGES}")

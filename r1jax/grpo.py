@@ -62,6 +62,9 @@ class LossConfig:
       raise ValueError(f"kl_in={self.kl_in!r} is neither loss nor reward")
     if self.kl_in == "reward" and self.kl == "k3_corrected":
       raise ValueError("kl=k3_corrected is a loss: kl_in=reward takes k1, k2 or k3")
+    if self.kl_in == "reward" and self.advantage == "group_normalised":
+      raise ValueError("kl_in=reward with advantage=group_normalised: where a group's rewards agree, its std is that of"
+                       " the KL, which would become the whole advantage; take group_centred or leave_one_out")
     if self.dual_clip and self.dual_clip <= 1 + self.clip_high:
       raise ValueError(f"dual_clip={self.dual_clip} must be above 1 + clip_high={1 + self.clip_high}, or 0")
     if self.dual_clip and self.surrogate != "clipped":

@@ -59,11 +59,12 @@ def interruptible():
 
 
 def run(name: str, folder: Path, state: TrainState, advance: Callable, *, units: int, save: SaveConfig,
-        stop: Stop | None = None, console=None) -> TrainState:
+        stop: Stop | None = None, console=None, first_step: Callable[[int], int] | None = None) -> TrainState:
   """Runs units `restored`..`units` - 1 of a stage and returns the last state.
 
   advance(state, unit) -> (state, rows, samples): rows is a list of (step, {name: number}), samples None or
-  (step, table) for the sample files.
+  (step, table) for the sample files. first_step(unit): the step of its first row, from which a resumed run writes anew;
+  None: the state's.
   """
   with Checkpoints(folder / "checkpoints", save.keep) as checkpoints:
     restored = checkpoints.restore(jax.tree.map(_abstract, state))
@@ -73,7 +74,7 @@ def run(name: str, folder: Path, state: TrainState, advance: Callable, *, units:
       saved = done
     if done >= units:
       return state
-    writer = metrics.Writer(folder, int(state.step))
+    writer = metrics.Writer(folder, first_step(done) if first_step else int(state.step))
     with contextlib.closing(writer), metrics.progress(console) as progress:
       bar = progress.add_task(name, total=units, completed=done, numbers="")
       for unit in range(done, units):

@@ -117,6 +117,8 @@ def load_policy(workdir: str | Path, stage: str = "", step: int | None = None):
   model = configs.with_vocab(cfg, task.tokenizer.vocab)
   if stage and stage not in cfg.stages:
     raise ValueError(f"{workdir}: no stage {stage!r}; there are {', '.join(cfg.stages)}")
+  if stage == "reward_model":
+    raise ValueError(f"{workdir}: stage reward_model leaves a reward model, not a policy")
   for name in [stage] if stage else reversed([s for s in cfg.stages if s != "reward_model"]):
     folder = workdir / name / "checkpoints"
     if folder.is_dir():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
@@ -54,13 +55,16 @@ def sample_parts(params, problems: Sequence[Problem], group_size: int, *, model:
   """
   prompts = (encode or tokenizer.encode_batch)([p.prompt for p in problems])
   at_once = prompts_at_once or len(problems)
+  met = Counter()
+  again = [met.update([p.id]) or met[p.id] - 1 for p in problems]   # a question asked again gets other answers
   for i in range(0, len(problems), at_once):
     part, ids = prompts[i:i + at_once], [p.id for p in problems[i:i + at_once]]
     count = len(part)
     short = min(at_once, len(problems)) - count         # the last part is filled up: one shape, one compilation
-    part, ids = part + [part[-1]] * short, ids + [ids[-1]] * short
+    part, ids, times = (x + [x[-1]] * short for x in (part, ids, again[i:i + at_once]))
     prompt_BP = train.pad_rows(part, train.bucket(max(map(len, part))), tokenizer.end_id)
-    keys_N = sampler.sample_keys(seed, step, jnp.asarray(ids, jnp.int32), jnp.arange(group_size))
+    keys_N = sampler.sample_keys(seed, step, jnp.asarray(ids, jnp.int32),
+                                 jnp.asarray(times, jnp.int32)[:, None] * group_size + jnp.arange(group_size))
     state = sampler.sample(params, prompt_BP, jnp.asarray([len(p) for p in part], jnp.int32), keys_N, model=model,
                            cfg=cfg, end_id=tokenizer.end_ids)
     said = functools.partial(_said, np.asarray(state.length_N)[:count * group_size])

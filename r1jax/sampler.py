@@ -68,11 +68,12 @@ class SampleState:
   kept_NAk: jax.Array | None = None         # with keep_mask: the top_k tokens that could be drawn, -1 for those cut
 
 
-def sample_keys(seed: int, step, problem_B, samples_G):
-  """One key per answer, [B * G], from (seed, step, problem, sample). Arguments but seed may be traced."""
+def sample_keys(seed: int, step, problem_B, samples):
+  """One key per answer, [B * G], from (seed, step, problem, sample). samples: [G], or [B, G] where they differ."""
   step_key = jax.random.fold_in(jax.random.key(seed), step)
-  fold = jax.vmap(jax.vmap(lambda p, g: jax.random.fold_in(jax.random.fold_in(step_key, p), g), (None, 0)), (0, None))
-  return fold(problem_B, samples_G).reshape(-1)
+  samples_BG = jnp.broadcast_to(samples, (problem_B.shape[0], samples.shape[-1]))
+  fold = jax.vmap(jax.vmap(lambda p, g: jax.random.fold_in(jax.random.fold_in(step_key, p), g), (None, 0)))
+  return fold(problem_B, samples_BG).reshape(-1)
 
 
 def ends(end_id: int | tuple[int, ...]) -> tuple[int, ...]:

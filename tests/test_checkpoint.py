@@ -174,6 +174,9 @@ def test_a_checkpoint_of_another_tree_is_an_error_that_says_so_and_stays(tmp_pat
   save(tmp_path / "c", 1)
   with Checkpoints(tmp_path / "c") as saved, pytest.raises(ValueError, match="checkpoint 1 holds other arrays"):
     saved.restore(ABSTRACT.replace(ref_params=ABSTRACT.params))
+  other = dict(ABSTRACT.params, b=jax.ShapeDtypeStruct((8,), jnp.bfloat16))
+  with Checkpoints(tmp_path / "c") as saved, pytest.raises(ValueError, match="checkpoint 1 holds other arrays"):
+    saved.restore(ABSTRACT.replace(params=other))
   assert (tmp_path / "c/1").is_dir() and not (tmp_path / "c.damaged").exists()
 
 

@@ -78,6 +78,7 @@ def test_full_config_is_valid(name, make):
   ({"task.p_long": 1.5}, "p_long=1.5"),
   ({"task.name": "sudoku"}, "task.name='sudoku' is none of parity"),
   ({"stages": ("pretrain", "rl")}, "'rl' is none of"),
+  ({"stages": ("pretrain", "reasoning_rl", "pretrain")}, "pretrain is named twice"),
   ({"pretrain.optimizer.schedule": "step"}, "schedule='step'"),
   ({"reasoning_rl.questions": 3}, "unknown key reasoning_rl.questions"),
   ({"reasoning_rl.rollouts": "3"}, "reasoning_rl.rollouts='3' must be of type int"),

@@ -11,7 +11,7 @@ import pytest
 from conftest import experiment
 from tiny import weights
 
-from r1jax import algorithms, credit, critic, pipeline, rollout, train
+from r1jax import algorithms, credit, critic, loop, pipeline, rollout, train
 from r1jax import collect as collecting
 from r1jax.critic import CriticConfig
 from r1jax.grpo import LossConfig
@@ -107,7 +107,8 @@ def test_dropped_and_masked_answers_leave_the_loss_and_masked_ones_the_baseline(
   (dict(dynamic_sampling=1), "dynamic_sampling=1"), (dict(overlong_cushion=9), "overlong_cushion=9"),
   (dict(critic=CriticConfig()), "group_normalised and a critic"),
   (dict(loss=LossConfig(advantage="gae")), "gae and no"),
-  (dict(loss=LossConfig(kl_coef=0.0, kl_in="reward")), "kl_in=reward"),
+  (dict(loss=LossConfig(kl_coef=0.0, kl_in="reward", advantage="group_centred")), "kl_in=reward"),
+  (dict(loss=LossConfig(advantage="batch_normalised"), zero_variance="drop"), "zero_variance=drop"),
   (dict(sampling=SampleConfig(8, top_k=3), critic=None, minibatches=3), "minibatches=3")])
 def test_config_errors_name_the_numbers(change, message):
   with pytest.raises(ValueError, match=message):
@@ -165,18 +166,34 @@ def test_the_critic_learns_the_returns_of_a_batch():
 
 
 @pytest.mark.slow
-def test_ppo_and_dapos_sampling_run_by_a_line_of_the_experiment(tmp_path):
+def test_ppo_with_dapos_sampling_is_one_line_and_stopped_after_each_rollout_leaves_the_same_bits(tmp_path):
   c = experiment("r1_zero_parity")
-  c.pretrain.steps, c.reasoning_rl.rollouts, c.eval.problems = 120, 3, 8
+  c.stages = ("reasoning_rl",)
+  c.reasoning_rl.rollouts, c.eval.problems = 3, 8
   for name in ("dapo", "ppo"):
     c.reasoning_rl.update(algorithms.section(name, c.reasoning_rl.sampling.max_tokens))
-  pipeline.run(c, tmp_path)
-  rows = read(tmp_path / "reasoning_rl" / "metrics.jsonl")
-  assert len(rows) == 3 and all(np.isfinite([row["loss"], row["critic/loss"]]).all() for row in rows)
+  c.reasoning_rl.loss.update(kl_in="loss", kl_coef=0.0)       # no reference, so none to refresh
+  c.reasoning_rl.update(minibatches=2, reference_refresh=2, critic=dict(warmup=1))
+  pipeline.run(c, tmp_path / "whole")
+  stop, stops = loop.Stop(), 0
+  stop.asked = True
+  while True:
+    try:
+      pipeline.run(c, tmp_path / "parts", stop=stop)
+      break
+    except loop.Interrupted:
+      stops += 1
+  assert stops == 2
+  of = lambda folder: [{k: v for k, v in row.items() if not k.startswith(("seconds", "tokens_per_s"))}
+                       for row in read(tmp_path / folder / "reasoning_rl" / "metrics.jsonl")]
+  rows = of("whole")
+  assert rows == of("parts") and [row["step"] for row in rows] == [0, 2, 4]
+  assert "grad_norm" not in rows[0] and rows[0]["critic/grad_norm"] > 0 and np.isfinite(rows[2]["loss"])
   assert rows[0]["critic/value"] == 0 and rows[2]["critic/value"] != 0
   assert all(1 <= row["sampled_rounds"] <= 4 for row in rows)
-  params, *_ = pipeline.load_policy(tmp_path)
-  assert "trunk" not in params
+  whole, parts = (pipeline.load_policy(tmp_path / folder)[0] for folder in ("whole", "parts"))
+  assert "trunk" not in whole
+  jax.tree.map(np.testing.assert_array_equal, whole, parts)
 
 
 # --- rewards in other processes

@@ -122,6 +122,15 @@ def bytes_and_model():
 
 
 @pytest.mark.slow
+def test_a_question_that_is_asked_twice_gets_other_answers_and_the_first_stay_as_they_were():
+  tok = tokenizer.byte_tokenizer()
+  model = ModelConfig(vocab=tok.vocab, dim=16, layers=1, heads=2, kv_heads=1, ffn=24)
+  ask = lambda *ids: rollout.sample(weights(model), [Problem(i, "ab", "") for i in ids], 2, model=model, tokenizer=tok,
+                                    cfg=SampleConfig(6), seed=0, step=0, prompts_at_once=2).answers
+  once, twice = ask(5, 7), ask(5, 7, 5)
+  assert twice[:4] == once and len({tuple(a) for a in twice}) == 6
+
+
 def test_rollouts_do_not_depend_on_how_many_prompts_run_at_once():
   tok, model = bytes_and_model()
   problems = [Problem(i, "ab" * (1 + i), "") for i in (4, 0, 2, 1, 3)]

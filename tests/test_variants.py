@@ -282,6 +282,8 @@ def two_answers():
 
 
 def test_kl_in_the_reward_lowers_it_by_beta_times_the_tokens_log_ratio():
+  with pytest.raises(ValueError, match="advantage=group_normalised"):
+    LossConfig(kl="k1", kl_in="reward")
   cfg = LossConfig(advantage="group_centred", kl="k1", kl_in="reward", kl_coef=0.1)
   np.testing.assert_allclose(credit.kl_penalty(two_answers(), cfg), [[0.05, 0, 0, 0], [-0.1, 0, 0, 0]], atol=1e-7)
   got = credit.of_groups(cfg, np.array([1.0, 0.0]), two_answers(), np.ones((1, 2)), None)

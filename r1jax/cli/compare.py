@@ -25,7 +25,8 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default 0 1 2")
   args, overrides = parser.parse_known_args(argv)
   variants = args.variants or _variants(args.config)
-  configs = {v: load_config(f"{args.config}:{v}", overrides) for v in variants}      # all are checked before any runs
+  configs = {v: load_config(f"{args.config}:{v}", overrides) for v in variants}
+  _check(configs, args.workdir)      # all, before any runs
   console = Console()
   results: dict[str, list[dict]] = {v: [] for v in variants}
   for seed in args.seeds:
@@ -59,14 +60,45 @@ def _run(config, folder: Path, base: Path) -> dict:
   """result.json of one run, and after how many rollouts its greedy accuracy was 90% (one more than all: never)."""
   from r1jax import metrics, pipeline
   if base.is_dir() and not folder.is_dir():      # a finished stage is not run again
-    folder.mkdir(parents=True)
-    shutil.copytree(base, folder / "pretrain")
+    _copy(base, folder / "pretrain")
   result = pipeline.run(config, folder)
   if (folder / "pretrain").is_dir() and not base.is_dir():
-    shutil.copytree(folder / "pretrain", base)
+    _copy(folder / "pretrain", base)
   rows = metrics.read(folder / "reasoning_rl" / "metrics.jsonl")
   good = [i + 1 for i, row in enumerate(rows) if row.get("eval/greedy_accuracy", 0) >= 0.9]
   return result | dict(rollouts_to_90=float(good[0] if good else len(rows) + 1))
+
+
+BASE = ("task", "model", "data", "start", "pretrain")      # what the base depends on, and so must be the same
+
+
+def _check(configs: dict, workdir: Path) -> None:
+  """ValueError for a config that does not freeze, or whose base is not that of the others and of earlier runs."""
+  from r1jax import config as configs_of
+  first, wanted = None, None
+  for variant, config in configs.items():
+    configs_of.freeze(config)
+    if not config.get("eval", {}).get("samples", 8):
+      raise ValueError("compare needs eval.samples above 0: the table has pass@1")
+    made_of = {key: value for key, value in config.to_dict().items() if key in BASE}
+    if wanted is None:
+      first, wanted = variant, made_of
+    if made_of != wanted:
+      differ = [key for key in BASE if made_of.get(key) != wanted.get(key)]
+      raise ValueError(f"variants {first} and {variant} differ in {', '.join(differ)}: they would not share a base")
+  made_of, path = json.loads(json.dumps(wanted)), workdir / "base.json"
+  if path.exists() and json.loads(path.read_text()) != made_of:
+    raise ValueError(f"{workdir} holds runs from another base ({', '.join(BASE)} in base.json): take another --workdir")
+  workdir.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(made_of, indent=1))
+
+
+def _copy(source: Path, target: Path) -> None:
+  """Whole or not at all."""
+  partial = target.with_name(target.name + ".partial")
+  shutil.rmtree(partial, ignore_errors=True)
+  shutil.copytree(source, partial)
+  partial.rename(target)
 
 
 def _variants(file: str) -> tuple[str, ...]:

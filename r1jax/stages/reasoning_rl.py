@@ -87,6 +87,12 @@ class RLConfig:
                        f" {'a' if self.critic else 'no'} critic")
     if self.loss.advantage == "gae" and self.loss.negative_control == "shuffled_groups":
       raise ValueError("reasoning_rl: negative_control=shuffled_groups has no meaning for gae: flipped_advantages has")
+    if self.critic and self.critic.warmup >= self.rollouts:
+      raise ValueError(f"reasoning_rl.critic.warmup={self.critic.warmup} leaves none of rollouts={self.rollouts}")
+    if self.zero_variance == "drop" and (self.loss.advantage in ("gae", "batch_normalised")
+                                         or self.loss.kl_in == "reward"):
+      raise ValueError("reasoning_rl.zero_variance=drop takes out groups that teach something here: loss.advantage="
+                       f"{self.loss.advantage}, kl_in={self.loss.kl_in}")
     if self.loss.kl_in == "reward" and not self.loss.kl_coef:
       raise ValueError("reasoning_rl: loss.kl_in=reward with kl_coef=0")
 
@@ -113,7 +119,10 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     raise ValueError(f"reasoning_rl.rewards: task {task.name} has no {', '.join(unknown)}; it has"
                      f" {', '.join(task.rewards)}")
   terms = {name: (weight, task.rewards[name]) for name, weight in cfg.rewards.items()}
-  updates = cfg.rollouts * cfg.minibatches
+  if cfg.dynamic_sampling and task.size is not None and cfg.questions_per_rollout * cfg.dynamic_sampling > task.size:
+    raise ValueError(f"reasoning_rl: questions_per_rollout={cfg.questions_per_rollout} x dynamic_sampling="
+                     f"{cfg.dynamic_sampling} are more than the task's {task.size} questions")
+  updates = (cfg.rollouts - (cfg.critic.warmup if cfg.critic else 0)) * cfg.minibatches
   tx = optimizer.make(cfg.optimizer, updates)
   rate = optimizer.schedule(cfg.optimizer, updates)
   update = train.compiled_step(lambda params, batch: policy_loss(params, batch, model=model, cfg=cfg), tx,
@@ -125,7 +134,7 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
 
   value_update = cfg.critic and train.compiled_step(
     lambda params, batch: critic.loss(params, batch, model=model, cfg=cfg.critic),
-    optimizer.make(cfg.critic.optimizer, updates), cfg.micro_batches)
+    optimizer.make(cfg.critic.optimizer, cfg.rollouts * cfg.minibatches), cfg.micro_batches)
 
   def advance(state, unit):
     began = time.monotonic()
@@ -137,6 +146,8 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     scored = collect.collect(cfg, problems, sample, lambda part: rollout.judge(part, terms, cfg.truncated, pool))
     rollouts, parts, same_N = scored.rollouts, scored.parts, scored.same_N
     reward_N = scored.reward_N + collect.overlong(cfg, rollouts)
+    if cfg.overlong_cushion:   # dynamic sampling looks at the rewards proper, what is learnt from at all
+      same_N = collect.agreeing(cfg, reward_N, rollouts.truncated_N)
     rewarded = time.monotonic()
 
     batch = rollout.to_batch(rollouts, shared_prompt=cfg.shared_prompt)
@@ -152,23 +163,23 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
         micro_batches=cfg.minibatches * cfg.micro_batches)))
     batch, adv_N = credit.credited(cfg, batch, reward_N, rollouts.truncated_N, same_N, seed, unit)
 
-    first_step, total = unit * cfg.minibatches, {}
+    first_step, learnt, total = unit * cfg.minibatches, int(state.step), {}
     for questions in minibatches(cfg, seed, unit):
       part = rollout.take(batch, questions, cfg.group_size)
       if cfg.critic:
         value_state, metrics = value_update(state.critic, part)
-        metrics["critic/loss"] = metrics.pop("loss")
+        metrics |= {f"critic/{name}": metrics.pop(name) for name in ("loss", "grad_norm")}
         state = state.replace(critic=value_state)
         total = {k: total[k] + m if k in total else m for k, m in metrics.items()}
       if not cfg.critic or unit >= cfg.critic.warmup:
         state, metrics = update(state, part)
         total |= {k: total[k] + m if k in total else m for k, m in metrics.items()}
-    if cfg.reference_refresh and (first_step + cfg.minibatches) % cfg.reference_refresh == 0:
+    if cfg.loss.kl_coef and cfg.reference_refresh and (first_step + cfg.minibatches) % cfg.reference_refresh == 0:
       state = state.replace(ref_params=jax.tree.map(jnp.copy, state.params))
 
     row = summary(rollouts, reward_N, parts, same_N) | {k: float(m.value()) for k, m in total.items()}
     ended = time.monotonic()
-    row |= {"lr": float(rate(first_step)), "tokens_per_s": sum(map(len, rollouts.answers)) / (ended - began),
+    row |= {"lr": float(rate(learnt)), "tokens_per_s": sum(map(len, rollouts.answers)) / (ended - began),
             "seconds/rollout": rewarded - began - scored.seconds, "seconds/reward": scored.seconds,
             "seconds/update": ended - rewarded}
     if pool:      # since the process began
@@ -177,13 +188,14 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
       row |= {"zero_variance_share": scored.agreed_share, "sampled_rounds": scored.rounds}
     if (cfg.eval_every and (unit + 1) % cfg.eval_every == 0) or unit + 1 == cfg.rollouts:
       row |= {f"eval/{k}": v for k, v in evaluate.greedy(
-        state.params, task, model=model, max_tokens=cfg.sampling.max_tokens, pool=pool).items()}
+        state.params, task, model=model, max_tokens=cfg.sampling.max_tokens, pool=pool,
+        prompts_at_once=(cfg.prompts_at_once or cfg.questions_per_rollout) * cfg.group_size).items()}
     table = rollout.table(rollouts, reward_N, parts, adv_N, stage="reasoning_rl", step=first_step)
     return state, [(first_step, row)], (first_step, table)
 
   state = first_state(cfg, params, model, updates)
   return loop.run("reasoning_rl", folder, state, advance, units=cfg.rollouts, save=cfg.checkpoint, stop=stop,
-                  console=console).params
+                  console=console, first_step=lambda unit: unit * cfg.minibatches).params
 
 
 def first_state(cfg: RLConfig, params, model: ModelConfig, updates: int = 1):
