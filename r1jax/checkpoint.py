@@ -119,6 +119,13 @@ def _like(abstract, found):
   return abstract.replace(**{name: _like(getattr(abstract, name), value) for name, value in found.items()})
 
 
+def abstract(make_state, *args):
+  """Shapes of make_state(*args), all on one device, to restore a checkpoint with where the run itself is not."""
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+                      jax.eval_shape(make_state, *args))
+
+
 def checksums(state) -> dict[str, int]:
   """CRC-32 of each array's bytes, by path. Arrays that other hosts hold parts of are left out."""
   return {jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(np.asarray(x)).view(np.uint8))

@@ -45,7 +45,7 @@ def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
 def pack(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], size: int, multiple: int = 1) -> Packed:
   """Samples into rows of `size` tokens; rows of padding are added up to a multiple (of devices or micro-batches)."""
   rows = best_fit([len(p) + len(a) for p, a in zip(prompts, answers, strict=True)], size)
-  shape = (-(-len(rows) // multiple) * multiple, size)
+  shape = (len(rows), size)
   token, segment, position = (np.zeros(shape, np.int32) for _ in range(3))
   mask = np.zeros(shape, np.float32)
   for n, row in enumerate(rows):
@@ -56,4 +56,9 @@ def pack(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], siz
       token[n, here], segment[n, here], position[n, here] = sample, number, np.arange(len(sample))
       mask[n, start + len(prompts[i]):here.stop] = 1
       start = here.stop
-  return Packed(token, segment, position, mask)
+  return pad_rows(Packed(token, segment, position, mask), -(-len(rows) // multiple) * multiple)
+
+
+def pad_rows(packed: Packed, rows: int) -> Packed:
+  """With rows of padding behind, `rows` in all."""
+  return jax.tree.map(lambda x: np.pad(x, ((0, rows - len(x)), (0, 0))), packed)

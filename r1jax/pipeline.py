@@ -16,8 +16,8 @@ import jax
 import ml_collections
 from rich.console import Console
 
+from r1jax import checkpoint, hf, metrics, report, sharding, tasks, tokenizer
 from r1jax import config as configs
-from r1jax import hf, metrics, report, sharding, tasks, tokenizer
 from r1jax.checkpoint import Checkpoints
 from r1jax.config import RunConfig
 from r1jax.evals import evaluate
@@ -147,10 +147,8 @@ def load_model(folder: str | Path, dtype: str = ""):
 def abstract_state(cfg: RunConfig, stage: str, model: transformer.ModelConfig):
   """Shapes of a stage's TrainState, to restore its checkpoint with."""
   section = getattr(cfg, stage)
-  state = jax.eval_shape(lambda key: STAGES[stage].first_state(section, transformer.init(model, key), model),
-                         jax.random.key(0))
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), state)
+  return checkpoint.abstract(lambda key: STAGES[stage].first_state(section, transformer.init(model, key), model),
+                             jax.random.key(0))
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:

@@ -285,6 +285,11 @@ def load(path: str | Path, end: str = "") -> Tokenizer:
   return _finish(backend, _end_of(backend, path, end))
 
 
+def load_or_bytes(path: str | None, end: str | None) -> Tokenizer:
+  """The tokenizer that a task's data names, as `load`; bytes where it names none."""
+  return load(path, end or "") if path else byte_tokenizer()
+
+
 def load_dir(path: str | Path) -> Tokenizer:
   """A released model's folder: tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json.
 

@@ -21,6 +21,12 @@ def samples(seed=0, count=7):
   return draw(1, 6), draw(1, 8)
 
 
+def one_a_row(prompts, answers, length):
+  """One sample to a row: what packing is compared with."""
+  parts = [packing.pack([p], [a], length) for p, a in zip(prompts, answers, strict=True)]
+  return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
 def test_best_fit_by_hand():
   # longest first: 7 | 5 | 4 goes with 5? 9 <= 10 and not with 7 | 3 with 7, the tighter fit | 1 with 5 + 4
   assert packing.best_fit([3, 7, 1, 5, 4], 10) == [[1, 0], [3, 4, 2]]
@@ -52,7 +58,7 @@ def test_packed_is_padded_in_loss_and_gradient(model):
   prompts, answers = samples()
   step = jax.jit(lambda p, batch: train.gradients(p, batch, lambda p, b: sft.loss(p, b, model=model), 1)[:2])
   packed = step(weights(model), packing.pack(prompts, answers, 24))
-  padded = step(weights(model), sft.padded(prompts, answers, 16))
+  padded = step(weights(model), one_a_row(prompts, answers, 16))
   assert len(packing.pack(prompts, answers, 24).token_NT) < 7
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), packed, padded)
   assert float(packed[1].weight) == sum(map(len, answers))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
-import time
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ import numpy as np
 from rich.table import Table
 
 from r1jax import sampler
+from r1jax.bench.timing import best
 from r1jax.models import param, transformer
 from r1jax.models.transformer import ModelConfig
 from r1jax.sampler import SampleConfig
@@ -54,8 +54,8 @@ def _ours(params, model: ModelConfig, token_NP, answer: int, repeats: int) -> di
   prefill = lambda: sampler.start(params, token_NP, length_N, keys, **static)
   matmuls = jax.jit(lambda p, x: _matmuls(p, model, x))
   x_MD = jnp.ones((N * P, model.dim), model.dtype)
-  out = dict(prefill=_best(prefill, repeats), matmuls=_best(lambda: matmuls(params, x_MD), repeats))
-  whole = _best(lambda: sampler.sample(params, token_NP, length_N, keys, **static), repeats)
+  out = dict(prefill=best(prefill, repeats), matmuls=best(lambda: matmuls(params, x_MD), repeats))
+  whole = best(lambda: sampler.sample(params, token_NP, length_N, keys, **static), repeats)
   return out | dict(decode=whole - out["prefill"], generate=whole)
 
 
@@ -89,18 +89,7 @@ def _transformers(model: ModelConfig, token_NP, answer: int, repeats: int, dtype
                             max_new_tokens=answer, min_new_tokens=answer)
     if out.shape[1] != tokens.shape[1] + answer:
       raise ValueError(f"transformers gave {out.shape[1] - tokens.shape[1]} tokens, not {answer}")
-  return _best(generate, repeats)
-
-
-def _best(run, repeats: int) -> float:
-  """The least of `repeats` wall times after one run that compiles: other work on the machine only adds."""
-  jax.block_until_ready(run())
-  times = []
-  for _ in range(repeats):
-    began = time.perf_counter()
-    jax.block_until_ready(run())
-    times.append(time.perf_counter() - began)
-  return min(times)
+  return best(generate, repeats)
 
 
 def table(result: dict) -> Table:

@@ -16,6 +16,7 @@ import numpy as np
 from rich.table import Table
 
 from r1jax import credit, optimizer, rollout, sampler, train
+from r1jax.bench.timing import best
 from r1jax.grpo import LossConfig
 from r1jax.models import param, transformer
 from r1jax.models.transformer import ModelConfig
@@ -103,13 +104,7 @@ def matmul_speed(size: int = 1536, repeats: int = 5) -> float:
   """FLOP/s of a large f32 matmul: what this machine can do at best."""
   x = jnp.ones((size, size))
   multiply = jax.jit(lambda a, b: a @ b)
-  multiply(x, x).block_until_ready()
-  times = []
-  for _ in range(repeats):
-    began = time.perf_counter()
-    multiply(x, x).block_until_ready()
-    times.append(time.perf_counter() - began)
-  return 2 * size**3 / min(times)
+  return 2 * size**3 / best(lambda: multiply(x, x), repeats)
 
 
 def table(result: dict) -> Table:

@@ -102,12 +102,10 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _variants(file: str) -> tuple[str, ...]:
-  import importlib.util
+  from r1jax.tasks import load_file
   if not Path(file).is_file():
     raise FileNotFoundError(f"--config: {file}: no such file")
-  spec = importlib.util.spec_from_file_location("r1jax_compare", file)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not getattr(module, "VARIANTS", ()):
+  variants = getattr(load_file(file, "r1jax_compare"), "VARIANTS", ())
+  if not variants:
     raise ValueError(f"--config: {file} has no VARIANTS: give --variants")
-  return tuple(module.VARIANTS)
+  return tuple(variants)

@@ -15,8 +15,12 @@ def total_reward(
     terms: dict[str, tuple[float, Reward]], problem: Problem, text: str
 ) -> tuple[float, dict[str, Score]]:
   """Sum of weight * value over the terms {name: (weight, reward)}, and each term's own score, unweighted."""
-  parts = {name: reward(problem, text) for name, (_, reward) in terms.items()}
-  return sum(weight * parts[name].value for name, (weight, _) in terms.items()), parts
+  return weigh(terms, {name: reward(problem, text) for name, (_, reward) in terms.items()})
+
+
+def weigh(terms: dict[str, tuple[float, Reward]], scores: dict[str, Score]) -> tuple[float, dict[str, Score]]:
+  """The weighted sum of one answer's scores, and the scores in the order of the terms."""
+  return sum(weight * scores[name].value for name, (weight, _) in terms.items()), {name: scores[name] for name in terms}
 
 
 def apply(reward: Reward, problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
@@ -30,5 +34,4 @@ def total_rewards(terms: dict[str, tuple[float, Reward]], problems: Sequence[Pro
                   texts: Sequence[str]) -> list[tuple[float, dict[str, Score]]]:
   """total_reward of each answer, in order."""
   scores = {name: apply(reward, problems, texts) for name, (_, reward) in terms.items()}
-  parts = [{name: scores[name][i] for name in terms} for i in range(len(texts))]
-  return [(sum(weight * part[name].value for name, (weight, _) in terms.items()), part) for part in parts]
+  return [weigh(terms, {name: scores[name][i] for name in terms}) for i in range(len(texts))]

@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import Future
 
 from r1jax.problem import Reward, Score
+from r1jax.rewards import weigh
 from r1jax.rewards.sending import receive, send
 
 START_SECONDS = 120.0    # for a new process to import what the rewards need; not part of a check's time
@@ -40,9 +41,7 @@ class Batch:
       self.finish()
 
   def finish(self) -> None:
-    parts = [{name: scores[name] for name in self.terms} for scores in self.scores]
-    self.future.set_result([(sum(weight * part[name].value for name, (weight, _) in self.terms.items()), part)
-                            for part in parts])
+    self.future.set_result([weigh(self.terms, scores) for scores in self.scores])
 
   def fail(self, error: Exception) -> None:
     with self.lock:
@@ -57,13 +56,12 @@ class Local:
     self.batch, self.rewards = batch, rewards
 
   def run(self, pool, slot) -> None:
+    each = {name: reward for name, reward in self.rewards.items() if not hasattr(reward, "batch")}
     for name, reward in self.rewards.items():
-      if hasattr(reward, "batch"):
+      if name not in each:
         self._at_once(name, reward.batch)
     for i, (problem, text) in enumerate(zip(self.batch.problems, self.batch.texts, strict=True)):
-      for name, reward in self.rewards.items():
-        if hasattr(reward, "batch"):
-          continue
+      for name, reward in each.items():
         if pool.closed:
           raise RuntimeError(CLOSED)
         try:

@@ -8,13 +8,12 @@ Face directory with the student's vocabulary. Letters: r1jax/types.py.
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from r1jax import data, hf, loop, losses, optimizer, rollout, train
+from r1jax import data, hf, losses, optimizer, rollout, train
 from r1jax.loop import SaveConfig
 from r1jax.losses import masked_mean
 from r1jax.models import transformer
@@ -22,7 +21,7 @@ from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
 from r1jax.sampler import SampleConfig
 from r1jax.stages import sft
-from r1jax.stages.preferences import to_batch
+from r1jax.stages.preferences import to_batch, train_on
 from r1jax.types import Batch, Task
 
 
@@ -76,7 +75,7 @@ def run(cfg: DistillConfig, task: Task, folder: Path, params, *, model: ModelCon
   if teacher_model.vocab != model.vocab:
     raise ValueError(f"distill.teacher={cfg.teacher} has a vocabulary of {teacher_model.vocab}, the student of"
                      f" {model.vocab}")
-  tx, rate = optimizer.make(cfg.optimizer, cfg.steps), optimizer.schedule(cfg.optimizer, cfg.steps)
+  tx = optimizer.make(cfg.optimizer, cfg.steps)
 
   def step(state, batch, teacher):
     loss_fn = lambda p, b: loss(p, b, teacher, model=model, teacher_model=teacher_model, cfg=cfg)
@@ -94,16 +93,6 @@ def run(cfg: DistillConfig, task: Task, folder: Path, params, *, model: ModelCon
     return rollout.to_batch(rollout.sample(state.params, problems, 1, model=model, tokenizer=task.tokenizer,
                                            cfg=cfg.sampling, seed=seed, step=unit, encode=task.encode))
 
-  def advance(state, unit):
-    began = time.monotonic()
-    batch = batch_of(state, unit)
-    state, metrics = step(state, batch, teacher)
-    if unit % cfg.log_every and unit + 1 < cfg.steps:
-      return state, [], None
-    row = {name: float(m.value()) for name, m in metrics.items()} | {
-      "kl": float(metrics["loss"].value()), "lr": float(rate(unit)), "seconds/update": time.monotonic() - began,
-      "length": float(np.asarray(batch.mask_NA).sum(1).mean())}
-    return state, [(unit, row)], None
-
-  return loop.run(folder.name, folder, first_state(cfg, params, model, cfg.steps), advance, units=cfg.steps,
-                  save=cfg.checkpoint, stop=stop, console=console).params
+  said = lambda unit, batch, row: dict(kl=row["loss"], length=float(np.asarray(batch.mask_NA).sum(1).mean()))
+  return train_on(cfg, folder, first_state(cfg, params, model, cfg.steps), cfg.steps, batch_of,
+                  lambda state, batch: step(state, batch, teacher), said, stop, console).params

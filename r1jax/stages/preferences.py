@@ -97,33 +97,37 @@ def run(cfg: DPOConfig, task: Task, folder: Path, params, *, model: ModelConfig,
     raise ValueError("dpo needs pairs: give data.preferences=FILE")
   pairs = [tokens(task, prompt, both, cfg.length, f"{files.preferences}: pair {i}")
            for i, (prompt, *both) in enumerate(data.read_pairs(files.preferences))]
-  def batch_of(state, indices):
-    batch = to_batch([pairs[i] for i in indices])
+  def batch_of(state, unit):
+    batch = to_batch([pairs[i] for i in data.positions(unit, cfg.batch, len(pairs), seed)])
     ref = train.score(state.ref_params, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, model=model,
                       micro_batches=cfg.micro_batches)
     return batch.replace(ref_logp_NA=np.asarray(ref))
   steps = updates(cfg, len(pairs))
-  return train_on(cfg, folder, first_state(cfg, params, model, steps), len(pairs), batch_of,
-                  lambda params, batch: dpo_loss(params, batch, model=model, beta=cfg.beta), seed, stop, console).params
+  step_fn = train.compiled_step(lambda params, batch: dpo_loss(params, batch, model=model, beta=cfg.beta),
+                                optimizer.make(cfg.optimizer, steps), cfg.micro_batches)
+  return train_on(cfg, folder, first_state(cfg, params, model, steps), steps, batch_of, step_fn,
+                  lambda unit, batch, row: dict(epoch=(unit + 1) * cfg.batch / len(pairs)), stop, console).params
 
 
 def updates(cfg, size: int) -> int:
   return cfg.steps or max(round(cfg.epochs * size / cfg.batch), 1)
 
 
-def train_on(cfg, folder: Path, state, size: int, batch_of, loss_fn, seed: int, stop, console):
-  """`updates` updates on batches of `size` samples, epoch after epoch. batch_of(state, indices) -> Batch."""
-  steps = updates(cfg, size)
-  step_fn = train.compiled_step(loss_fn, optimizer.make(cfg.optimizer, steps), cfg.micro_batches)
+def train_on(cfg, folder: Path, state, steps: int, batch_of, step_fn, more, stop, console):
+  """`steps` updates of a stage that has optimizer, log_every and checkpoint in its config.
+
+  batch_of(state, unit) -> batch; step_fn(state, batch) -> (state, metrics); more(unit, batch, row) -> further numbers.
+  """
   rate = optimizer.schedule(cfg.optimizer, steps)
 
   def advance(state, unit):
     began = time.monotonic()
-    state, metrics = step_fn(state, batch_of(state, data.positions(unit, cfg.batch, size, seed)))
+    batch = batch_of(state, unit)
+    state, metrics = step_fn(state, batch)
     if unit % cfg.log_every and unit + 1 < steps:
       return state, [], None
     row = {name: float(m.value()) for name, m in metrics.items()} | {
-      "lr": float(rate(unit)), "seconds/update": time.monotonic() - began, "epoch": (unit + 1) * cfg.batch / size}
-    return state, [(unit, row)], None
+      "lr": float(rate(unit)), "seconds/update": time.monotonic() - began}
+    return state, [(unit, row | more(unit, batch, row))], None
 
   return loop.run(folder.name, folder, state, advance, units=steps, save=cfg.checkpoint, stop=stop, console=console)

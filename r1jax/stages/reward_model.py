@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import critic, data, optimizer, train
+from r1jax import checkpoint, critic, data, optimizer, train
 from r1jax.checkpoint import Checkpoints
 from r1jax.loop import SaveConfig
 from r1jax.losses import Mean
+from r1jax.models import transformer
 from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
 from r1jax.stages.preferences import check, margin_loss, to_batch, tokens, train_on, updates
@@ -78,23 +79,23 @@ def run(cfg: RewardModelConfig, task: Task, folder: Path, params, *, model: Mode
   read = data.read_pairs(path) if pairwise else data.read_labels(path)
   samples = [tokens(task, row[0], row[1:] if pairwise else row[1:2], cfg.length, f"{path}: sample {i}")
              for i, row in enumerate(read)]
-  def batch_of(state, indices):
+  def batch_of(state, unit):
+    indices = data.positions(unit, cfg.batch, len(samples), seed)
     batch = to_batch([samples[i] for i in indices])
     return batch if pairwise else batch.replace(advantage_N=np.asarray([read[i][2] for i in indices], np.float32))
   loss = functools.partial(pairwise_loss if pairwise else pointwise_loss, model=model)
-  train_on(cfg, folder, first_state(cfg, params, model, updates(cfg, len(samples))), len(samples), batch_of, loss, seed,
-           stop, console)
+  steps = updates(cfg, len(samples))
+  step_fn = train.compiled_step(loss, optimizer.make(cfg.optimizer, steps), cfg.micro_batches)
+  train_on(cfg, folder, first_state(cfg, params, model, steps), steps, batch_of, step_fn,
+           lambda unit, batch, row: dict(epoch=(unit + 1) * cfg.batch / len(samples)), stop, console)
   return params
 
 
 def load(folder: Path, cfg: RewardModelConfig, model: ModelConfig):
   """The newest reward model of a stage's folder. FileNotFoundError where there is none."""
-  abstract = jax.eval_shape(
-    lambda key: first_state(cfg, train.transformer.init(model, key), model), jax.random.key(0))
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = checkpoint.abstract(lambda key: first_state(cfg, transformer.init(model, key), model), jax.random.key(0))
   with Checkpoints(Path(folder) / "checkpoints", read_only=True) as checkpoints:
-    restored = checkpoints.restore(jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract))
+    restored = checkpoints.restore(abstract)
   if not restored:
     raise FileNotFoundError(f"{folder}: no reward model here")
   return restored[1].params

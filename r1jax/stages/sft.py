@@ -11,8 +11,6 @@ import dataclasses
 import time
 from pathlib import Path
 
-import numpy as np
-
 from r1jax import data, loop, losses, optimizer, packing, train
 from r1jax.loop import SaveConfig
 from r1jax.models.transformer import ModelConfig
@@ -103,7 +101,7 @@ def run(cfg: SFTConfig, task: Task, folder: Path, params, *, model: ModelConfig,
     packed = packing.pack(prompts, answers, cfg.length)
     rows = len(packed.token_NT)
     want = -(-train.bucket(rows, 1) // cfg.micro_batches) * cfg.micro_batches     # few shapes are compiled
-    packed = packing.pack(prompts, answers, cfg.length, want)
+    packed = packing.pad_rows(packed, want)
     state, metrics = step_fn(state, packed)
     clock[1] += int((packed.segment_NT > 0).sum())
     if unit % cfg.log_every and unit + 1 < steps:
@@ -117,9 +115,3 @@ def run(cfg: SFTConfig, task: Task, folder: Path, params, *, model: ModelConfig,
 
   return loop.run(folder.name, folder, first_state(cfg, params, model, steps), advance, units=steps,
                   save=cfg.checkpoint, stop=stop, console=console).params
-
-
-def padded(prompts, answers, length: int) -> Packed:
-  """One sample to a row: what packing is compared with."""
-  parts = [packing.pack([p], [a], length) for p, a in zip(prompts, answers, strict=True)]
-  return Packed(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(Packed)))

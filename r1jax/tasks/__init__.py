@@ -37,11 +37,17 @@ def find(name: str) -> ModuleType:
     raise ValueError(f"task.name={name!r} is none of {', '.join(TASKS)}, nor the path of a .py file")
   if not Path(name).is_file():
     raise ValueError(f"task.name={name!r}: no such file")
-  spec = importlib.util.spec_from_file_location(f"r1jax_task_{Path(name).stem}", name)
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[spec.name] = module      # a dataclass with annotations as strings looks its module up there
-  spec.loader.exec_module(module)
+  module = load_file(name, f"r1jax_task_{Path(name).stem}")
   for part in ("Config", "make"):
     if not hasattr(module, part):
       raise ValueError(f"task.name={name!r}: the file has no {part}")
+  return module
+
+
+def load_file(path: str | Path, name: str) -> ModuleType:
+  """A Python file as the module `name`."""
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module      # a dataclass with annotations as strings looks its module up there
+  spec.loader.exec_module(module)
   return module

@@ -68,7 +68,7 @@ def make(cfg: Config, data) -> Task:
   train, test = load(data.train), load(data.test)
   return Task(
     name="gsm8k",
-    tokenizer=tokenizer.load(data.tokenizer, data.end_token or "") if data.tokenizer else tokenizer.byte_tokenizer(),
+    tokenizer=tokenizer.load_or_bytes(data.tokenizer, data.end_token),
     problem=lambda i: train[i],
     size=len(train),
     held_out=tuple(test[:cfg.held_out or None]),

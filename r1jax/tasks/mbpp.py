@@ -99,7 +99,7 @@ def make(cfg: Config, data) -> Task:
                        f" the paper's test and train; found {len(test)} and {len(train)}. Else give data.test")
   return Task(
     name="mbpp",
-    tokenizer=tokenizer.load(data.tokenizer, data.end_token or "") if data.tokenizer else tokenizer.byte_tokenizer(),
+    tokenizer=tokenizer.load_or_bytes(data.tokenizer, data.end_token),
     problem=lambda i: train[i],
     size=len(train),
     held_out=tuple(test[:cfg.held_out or None]),

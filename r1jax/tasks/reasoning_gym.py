@@ -86,7 +86,7 @@ def make(cfg: Config, data) -> Task:
   accuracy = functools.partial(own_score, cfg=cfg)
   return Task(
     name="reasoning_gym",
-    tokenizer=tokenizer.load(data.tokenizer, data.end_token or "") if data.tokenizer else tokenizer.byte_tokenizer(),
+    tokenizer=tokenizer.load_or_bytes(data.tokenizer, data.end_token),
     problem=lambda i: _draw(cfg, i, kept_out), size=cfg.size, held_out=held_out,
     rewards=dict(accuracy=accuracy) | (dict(format=think_answer_format) if cfg.template else {}),
     lenient=functools.partial(own_score, cfg=cfg, strict=False))
