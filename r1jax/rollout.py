@@ -75,7 +75,7 @@ def sample_parts(params, problems: Sequence[Problem], group_size: int, *, model:
       experts = dict(prompt_experts=[prompt_expert_BPLk[b, :len(part[b])].copy() for b in range(count)],
                      experts=said(state.expert_NALk))
     yield Rollouts(list(problems[i:i + count]), part[:count], answers, said(state.logp_NA),
-                   [tokenizer.decode(a) for a in answers], ~np.asarray(state.done_N)[:len(answers)], **experts,
+                   [tokenizer.decode(a) for a in answers], ~np.asarray(state.ended_N)[:len(answers)], **experts,
                    kept=said(state.kept_NAk) if cfg.keep_mask else None)
 
 

@@ -1,71 +1,85 @@
-"""Sampling: one prefill per prompt, G answers from that one cache, a decode loop that stays on the device.
+"""Sampling on the device: one prefill per prompt, answers that read its cache, decode steps in a loop.
 
 A sample depends on (seed, step, problem, sample) alone, not on the batch it came out of: its key is folded from
 these four, and each of its tokens from that key. The log-prob returned is the policy's at the sampling temperature,
 before top-p / top-k / min-p cut anything off: what the trainer computes on the same tokens. (With keep_mask both are
-over what was left.) Letters: r1jax/types.py.
+over what was left.)
+
+A lane holds a prompt's cache, and N / B rows that answer it. All rows write their new token's keys and values to one
+column of their own caches; which columns are a row's own answer is a mask, so rows may begin at any time (slots.py
+refills those that have ended) and guessed tokens that were wrong leave holes (drafts.py). `repack` closes holes.
+A token that was drawn is *pending* until the next step runs it through the model.
+Letters: S tokens of a row in one step (1, or with guesses more), W columns; the rest in r1jax/types.py.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from r1jax import losses
+from r1jax import drafts, drawing
+from r1jax.drawing import SampleConfig
 from r1jax.models import rope, transformer
 from r1jax.models.attention import DecodeCache
 from r1jax.models.transformer import ModelConfig
 
-CUT = -1e30
+__all__ = ["Answers", "SampleConfig", "SampleState", "advance", "answers", "begin", "prefill", "sample", "sample_keys",
+           "start"]
 
 
-@dataclasses.dataclass(frozen=True)
-class SampleConfig:
-  """How answers are drawn. temperature 0 is greedy; its log-probs are those at temperature 1."""
-  max_tokens: int                # end token included; an answer that has not ended by then is truncated
-  temperature: float = 1.0       # R1-Zero: 1.0
-  top_p: float = 1.0             # smallest set of tokens with at least this mass; 1: all
-  top_k: int = 0                 # this many tokens; 0: all
-  min_p: float = 0.0             # tokens with at least this share of the likeliest one's probability; 0: all
-  keep_mask: bool = False        # V3.2's "keep sampling mask": log-probs are over the tokens kept, the trainer's too
-
-  def __post_init__(self):
-    if self.max_tokens < 1:
-      raise ValueError(f"sampling.max_tokens={self.max_tokens} must be at least 1")
-    if self.temperature < 0:
-      raise ValueError(f"sampling.temperature={self.temperature} must not be negative")
-    if not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or self.top_k < 0:
-      raise ValueError(f"sampling needs 0 < top_p={self.top_p} <= 1, 0 <= min_p={self.min_p} < 1,"
-                       f" top_k={self.top_k} >= 0")
-    if self.keep_mask and not self.top_k:
-      raise ValueError(f"sampling.keep_mask=True needs top_k={self.top_k} above 0: so many tokens are kept in mind")
-
-  @property
-  def scale(self) -> float:
-    """The temperature of log-probs, the trainer's included."""
-    return self.temperature or 1.0
+@flax.struct.dataclass
+class Prompts:
+  """What a prefill leaves of B prompts, a lane each."""
+  cache: tuple                   # one models.attention.Cached per layer
+  length_B: jax.Array
+  hidden_BD: jax.Array           # the state that predicts an answer's first token
+  expert_BPLk: jax.Array | None = None   # MoE layers' experts, for the trainer to use again
+  text_BP: jax.Array | None = None       # draft=lookup: the tokens, right-aligned, -1 before them
+  mtp: tuple = ()                # draft=mtp: the module's own cache
 
 
 @flax.struct.dataclass
 class SampleState:
-  """Between two tokens. Row n = b * G + g."""
-  hidden_ND: jax.Array           # the state that predicts the next token
-  cache: tuple[DecodeCache, ...]   # one per layer
-  prompt_length_B: jax.Array
-  t: jax.Array                   # answer tokens so far, the same for all rows
-  done_N: jax.Array
+  """Between two steps. Row n = b * G + g of lane b."""
+  prompts: Prompts
   key_N: jax.Array
-  token_NA: jax.Array            # answers, padded with the end token
+  budget_N: jax.Array            # tokens that the answer may have
+  before_N: jax.Array            # tokens of the answer that an earlier rollout drew; here they are part of the prompt
+  length_N: jax.Array            # tokens of the answer so far, the pending one included
+  ended_N: jax.Array             # the pending token ends the answer
+  pending: drawing.Drawn
+  cache: tuple                   # own columns, one models.attention.Cached per layer
+  column: jax.Array              # the first that is free
+  valid_NW: jax.Array            # columns that belong to the row's answer, in order
+  token_NW: jax.Array
+  logp_NW: jax.Array
+  count: dict                    # of steps, rows at work in them, tokens drawn, guesses checked and right
+  expert_NWLk: jax.Array | None = None
+  kept_NWk: jax.Array | None = None
+  text_NA: jax.Array | None = None       # draft=lookup: the answer so far, left-aligned, -1 behind it
+  hidden_ND: jax.Array | None = None     # draft=mtp: the state that the pending token was drawn from
+  mtp: tuple = ()
+
+  @property
+  def done_N(self):
+    return self.ended_N | (self.length_N >= self.budget_N)
+
+
+@flax.struct.dataclass
+class Answers:
+  """Rows left-aligned; `before` tokens of an earlier rollout are not among them."""
+  token_NA: jax.Array            # padded with the end token
   logp_NA: jax.Array             # 0 after the end
   length_N: jax.Array            # end token included
-  # MoE models: experts of each token in each MoE layer, for the trainer to use again; else None
+  ended_N: jax.Array             # else cut off by its budget
   prompt_expert_BPLk: jax.Array | None = None
-  expert_NALk: jax.Array | None = None
-  kept_NAk: jax.Array | None = None         # with keep_mask: the top_k tokens that could be drawn, -1 for those cut
+  expert_NALk: jax.Array | None = None   # the last token's are zeros: it was not run
+  kept_NAk: jax.Array | None = None
+  count: dict = flax.struct.field(default_factory=dict)
 
 
 def sample_keys(seed: int, step, problem_B, samples):
@@ -80,101 +94,63 @@ def ends(end_id: int | tuple[int, ...]) -> tuple[int, ...]:
   return (end_id,) if isinstance(end_id, int) else end_id
 
 
-def keep(logit_NV, cfg: SampleConfig):
-  """Logits, at the sampling temperature, with what top-k, top-p and min-p leave out cut off.
-
-  The likeliest token always stays. Ties at the edge of top-k stay all.
-  """
-  if cfg.top_k and cfg.top_k < logit_NV.shape[-1]:
-    kth_N1 = jax.lax.top_k(logit_NV, cfg.top_k)[0][:, -1:]
-    logit_NV = jnp.where(logit_NV < kth_N1, CUT, logit_NV)
-  if cfg.top_p < 1:
-    sorted_NV = jnp.sort(logit_NV, axis=-1, descending=True)
-    p_NV = jax.nn.softmax(sorted_NV)
-    before_NV = jnp.cumsum(p_NV, axis=-1) - p_NV          # mass of the tokens likelier than this one
-    last_N1 = jnp.sum(before_NV < cfg.top_p, axis=-1, keepdims=True) - 1
-    logit_NV = jnp.where(logit_NV < jnp.take_along_axis(sorted_NV, last_N1, axis=-1), CUT, logit_NV)
-  if cfg.min_p > 0:
-    least_N1 = jnp.max(logit_NV, axis=-1, keepdims=True) + jnp.log(cfg.min_p)
-    logit_NV = jnp.where(logit_NV < least_N1, CUT, logit_NV)
-  return logit_NV
+def cache_dtype(model: ModelConfig, cfg: SampleConfig):
+  return jnp.dtype(model.dtype if cfg.cache == "model" else cfg.cache)
 
 
-def kept_tokens(logit_NV, cfg: SampleConfig):
-  """The tokens that may be drawn [N, top_k], -1 where top-p or min-p left fewer. Of ties at the edge, the first."""
-  value_Nk, token_Nk = jax.lax.top_k(keep(logit_NV, cfg), min(cfg.top_k, logit_NV.shape[-1]))
-  return jnp.where(value_Nk > CUT / 2, token_Nk, -1).astype(jnp.int32)
+# --- prompts
 
-
-def draw(p_V, uniform, block: int = 128):
-  """The token at which the cumulative sum of p (of any scale) passes `uniform`, within [0, 1), of the whole.
-
-  One random number per token; Gumbel noise would take one per vocabulary entry. Two levels, the blocks' sums and
-  then inside a block, keep the cumulative sums short: cheaper, and their rounding smaller.
-  """
-  V = p_V.shape[0]
-  p_SK = jnp.pad(p_V, (0, -V % block)).reshape(-1, block)
-  upto_S = jnp.cumsum(p_SK.sum(1))
-  target = uniform * upto_S[-1]
-  s = jnp.minimum(jnp.sum(upto_S <= target), jnp.argmax(upto_S))      # argmax: the last block that adds anything
-  rest = jnp.maximum(target - jnp.where(s > 0, upto_S[s - 1], 0.0), 0.0)
-  p_K = p_SK[s]
-  last = block - 1 - jnp.argmax(p_K[::-1] > 0)                         # rounding must not pass the last likely token
-  return s * block + jnp.minimum(jnp.sum(jnp.cumsum(p_K) <= rest), last)
-
-
-def prefill(params, model: ModelConfig, cfg: SampleConfig, prompt_BP, length_B, key_N, end_id) -> SampleState:
-  """Runs each right-padded prompt once; N = len(key_N), G = N / B answers start from it."""
+@functools.partial(jax.jit, static_argnames=("model", "cfg"))
+def prefill(params, prompt_BP, length_B, *, model: ModelConfig, cfg: SampleConfig) -> Prompts:
+  """Runs right-padded prompts once; with cfg.prefill_chunk so many tokens at a time, which bounds the memory."""
   B, P = prompt_BP.shape
-  N, max_tokens = key_N.shape[0], cfg.max_tokens
+  dtype, chunk = cache_dtype(model, cfg), cfg.prefill_chunk
   position_BP = jnp.broadcast_to(jnp.arange(P), (B, P))
-  hidden_BPD, kept = transformer.forward(params, model, prompt_BP, position_BP, keep=True)
-  last_BD = jnp.take_along_axis(hidden_BPD, (length_B - 1)[:, None, None], axis=1)[:, 0]
-  cache = transformer.decode_cache(model, kept.kv, N, max_tokens)
-  more = {}
-  if model.moe:
-    shape = (N, max_tokens, model.stacks["moe_layers"], model.moe.top_k)
-    more = dict(prompt_expert_BPLk=_by_token(model, kept), expert_NALk=jnp.zeros(shape, model.moe.index_dtype))
-  if cfg.keep_mask:
-    more["kept_NAk"] = jnp.full((N, max_tokens, min(cfg.top_k, model.vocab)), -1)
-  return SampleState(
-    hidden_ND=jnp.repeat(last_BD, N // B, axis=0), cache=cache,
-    prompt_length_B=length_B, t=jnp.int32(0), done_N=jnp.zeros(N, bool), key_N=key_N,
-    token_NA=jnp.full((N, max_tokens), ends(end_id)[0], jnp.int32), logp_NA=jnp.zeros((N, max_tokens)),
-    length_N=jnp.zeros(N, jnp.int32), **more)
-
-
-def decode_one(params, model: ModelConfig, cfg: SampleConfig, end_id, turned: rope.Table, state: SampleState):
-  """Draws the next token of every answer that has not ended, and runs the model on it. turned: of all positions."""
-  N, t = state.done_N.shape[0], state.t
-  logit_NV = jnp.dot(state.hidden_ND, transformer.head(params), preferred_element_type=jnp.float32) / cfg.scale
-  logit_NV -= jnp.max(logit_NV, axis=-1, keepdims=True)
-  more = {}
-  if cfg.keep_mask:
-    kept_Nk = kept_tokens(logit_NV, cfg)
-    logit_NV = jnp.where(losses.allowed(kept_Nk, model.vocab), logit_NV, CUT)
-    more["kept_NAk"] = jax.lax.dynamic_update_slice(state.kept_NAk, kept_Nk[:, None], (0, t, 0))
-  if cfg.temperature == 0:
-    token_N = jnp.argmax(logit_NV, axis=-1)
+  next_BP = jnp.pad(prompt_BP[:, 1:], ((0, 0), (0, 1)))       # of the MTP module's pairs
+  by_mtp = cfg.draft == "mtp"
+  mtp_cache = ()
+  if not chunk or chunk >= P:
+    hidden_BPD, kept = transformer.forward(params, model, prompt_BP, position_BP, keep=True)
+    hidden_BD = _at(hidden_BPD, length_B - 1)
+    cache = transformer.cached(model, kept.kv, dtype)
+    experts = _by_token(model, kept) if model.moe else None
+    if by_mtp:
+      mtp_cache = transformer.cached(model, (drafts.mtp_prompt(params, model, hidden_BPD, next_BP, position_BP),), dtype)
   else:
-    uniform_N = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t)))(state.key_N)
-    token_N = jax.vmap(draw)(jnp.exp(logit_NV if cfg.keep_mask else keep(logit_NV, cfg)), uniform_N)
-  token_N = jnp.where(state.done_N, ends(end_id)[0], token_N).astype(jnp.int32)
-  logp_N = jnp.take_along_axis(logit_NV, token_N[:, None], axis=1)[:, 0] - jnp.log(jnp.exp(logit_NV).sum(axis=-1))
+    pad = -P % chunk
+    token_BP, next_BP = (jnp.pad(x, ((0, 0), (0, pad))) for x in (prompt_BP, next_BP))
+    turned = transformer.positions(model, jnp.arange(P + pad)[None])
+    here = lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, chunk, 1)
+    experts = (jnp.zeros((B, P + pad, model.stacks["moe_layers"], model.moe.top_k), model.moe.index_dtype)
+               if model.moe else None)
 
-  position_N = jnp.repeat(state.prompt_length_B, N // state.prompt_length_B.shape[0]) + t
-  attend = transformer.decode_attention(model, state.prompt_length_B, t)
-  hidden_N1D, kept = transformer.forward(params, model, token_N[:, None], rope.lookup(turned, position_N), attend,
-                                         state.cache, keep=True)
-  if model.moe:
-    more["expert_NALk"] = jax.lax.dynamic_update_slice(state.expert_NALk, _by_token(model, kept), (0, t, 0, 0))
-  ended_N = (token_N[:, None] == jnp.array(ends(end_id))).any(axis=1)
-  column = lambda old, x: jax.lax.dynamic_update_slice(old, x[:, None], (0, t))
-  return state.replace(
-    hidden_ND=hidden_N1D[:, 0], cache=kept.kv, t=t + 1,
-    done_N=state.done_N | ended_N, token_NA=column(state.token_NA, token_N),
-    logp_NA=column(state.logp_NA, jnp.where(state.done_N, 0.0, logp_N)),
-    length_N=state.length_N + ~state.done_N, **more)
+    def part(i, carry):
+      cache, mtp_cache, hidden_BD, experts = carry
+      start = i * chunk
+      attend = transformer.extend_attention(model, start)
+      by = rope.Table(*(here(x, start) for x in turned))
+      hidden_BTD, kept = transformer.forward(params, model, here(token_BP, start), by, attend, cache, keep=True)
+      at_B = length_B - 1 - start
+      inside_B1 = ((at_B >= 0) & (at_B < chunk))[:, None]
+      hidden_BD = jnp.where(inside_B1, _at(hidden_BTD, jnp.clip(at_B, 0, chunk - 1)), hidden_BD)
+      if model.moe:
+        experts = jax.lax.dynamic_update_slice_in_dim(experts, _by_token(model, kept), start, 1)
+      if by_mtp:
+        mtp_cache = (drafts.mtp(params, model, hidden_BTD, here(next_BP, start), by, attend, mtp_cache[0])[1],)
+      return kept.kv, mtp_cache, hidden_BD, experts
+
+    room = lambda layers: transformer.empty_cache(model, B, P + pad, dtype, layers)
+    carry = room(0), room(1) if by_mtp else (), jnp.zeros((B, model.dim), model.dtype), experts
+    cache, mtp_cache, hidden_BD, experts = jax.lax.fori_loop(0, (P + pad) // chunk, part, carry)
+    cut = functools.partial(_columns, model, lambda x, axis: jax.lax.slice_in_dim(x, 0, P, axis=axis))
+    cache, mtp_cache = cut(cache), cut(mtp_cache)
+    experts = experts[:, :P] if model.moe else None
+  text_BP = drafts.right_aligned(prompt_BP, length_B) if cfg.draft == "lookup" else None
+  return Prompts(cache, length_B, hidden_BD, experts, text_BP, mtp_cache)
+
+
+def _at(hidden_BPD, at_B):
+  return jnp.take_along_axis(hidden_BPD, at_B[:, None, None], axis=1)[:, 0]
 
 
 def _by_token(model: ModelConfig, kept: transformer.Kept):
@@ -182,28 +158,278 @@ def _by_token(model: ModelConfig, kept: transformer.Kept):
   return jnp.moveaxis(kept.routing.expert_NTk, 0, 2).astype(model.moe.index_dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "cfg", "end_id"))
-def start(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: SampleConfig, end_id) -> SampleState:
-  return prefill(params, model, cfg, prompt_BP, length_B, key_N, end_id)
+def _columns(model: ModelConfig, change, layers: tuple) -> tuple:
+  """change(array, axis of its tokens) on all arrays of a cache."""
+  axes = transformer.cache_columns(model)
+  return tuple(type(one)(*(None if x is None else change(x, axis) for x, axis in zip(one, axes, strict=True)))
+               for one in layers)
+
+
+@functools.partial(jax.jit, static_argnames=("model",), donate_argnames="into")
+def load(into: Prompts, new: Prompts, lane_b, *, model: ModelConfig) -> Prompts:
+  """Puts new prompts into the lanes lane_b; a lane that does not exist is passed over."""
+  P = _tokens(model, into)
+  grown = functools.partial(_columns, model, lambda x, axis: _pad(x, P, axis))
+  new = new.replace(cache=grown(new.cache), mtp=grown(new.mtp))
+  if new.expert_BPLk is not None:
+    new = new.replace(expert_BPLk=_pad(new.expert_BPLk, P, 1))
+  if new.text_BP is not None:
+    new = new.replace(text_BP=jnp.pad(new.text_BP, ((0, 0), (P - new.text_BP.shape[1], 0)), constant_values=-1))
+  return jax.tree.map(lambda old, x: old.at[lane_b].set(x, mode="drop"), into, new)
+
+
+def _tokens(model: ModelConfig, prompts: Prompts) -> int:
+  return prompts.cache[0].k.shape[transformer.cache_columns(model).k]
+
+
+def _pad(x, length: int, axis: int):
+  return jnp.pad(x, [(0, length - x.shape[axis] if a == axis else 0) for a in range(x.ndim)])
+
+
+# --- rows
+
+@functools.partial(jax.jit, static_argnames=("model", "cfg", "end_id", "columns"))
+def rows(params, prompts: Prompts, key_N, *, model: ModelConfig, cfg: SampleConfig, end_id, columns: int):
+  """A state in which no row has begun: all count as ended. columns: of the own caches."""
+  N, B = key_N.shape[0], prompts.length_B.shape[0]
+  dtype = cache_dtype(model, cfg)
+  more, kept_Nk = {}, None
+  if model.moe:
+    more["expert_NWLk"] = jnp.zeros((N, columns, model.stacks["moe_layers"], model.moe.top_k), model.moe.index_dtype)
+  if cfg.keep_mask:
+    kept_Nk = jnp.full((N, min(cfg.top_k, model.vocab)), -1)
+    more["kept_NWk"] = jnp.full((N, columns, kept_Nk.shape[1]), -1)
+  if cfg.draft == "lookup":
+    more["text_NA"] = jnp.full((N, cfg.max_tokens), -1)
+  if cfg.draft == "mtp":
+    more |= dict(hidden_ND=jnp.repeat(prompts.hidden_BD, N // B, axis=0),
+                 mtp=transformer.empty_cache(model, N, columns, dtype, 1))
+  zero_N = jnp.zeros(N, jnp.int32)
+  return SampleState(
+    prompts, key_N, budget_N=zero_N, before_N=zero_N, length_N=zero_N, ended_N=jnp.ones(N, bool),
+    pending=drawing.Drawn(jnp.full(N, ends(end_id)[0], jnp.int32), jnp.zeros(N), kept_Nk),
+    cache=transformer.empty_cache(model, N, columns, dtype), column=jnp.int32(0),
+    valid_NW=jnp.zeros((N, columns), bool), token_NW=jnp.zeros((N, columns), jnp.int32),
+    logp_NW=jnp.zeros((N, columns)), count={k: jnp.int32(0) for k in COUNTS}, **more)
+
+
+# all since the state was made; `few`: steps in which fewer than half of the rows were at work
+COUNTS = ("steps", "few", "work", "tokens", "guessed", "right")
+
+
+@functools.partial(jax.jit, static_argnames=("model", "cfg", "end_id"), donate_argnames="state")
+def begin(params, state: SampleState, fresh_N, key_N, budget_N, before_N, *, model: ModelConfig, cfg: SampleConfig,
+          end_id) -> SampleState:
+  """Draws the first token of the rows fresh_N, from their lanes' prompts, by their new keys and budgets."""
+  N, B = key_N.shape[0], state.prompts.length_B.shape[0]
+  hidden_ND = jnp.repeat(state.prompts.hidden_BD, N // B, axis=0)
+  drawn = drawing.choose(_logits(params, hidden_ND), key_N, before_N, cfg)
+  keys = jax.random.wrap_key_data(jnp.where(fresh_N[:, None], *map(jax.random.key_data, (key_N, state.key_N))))
+  pick = lambda new, old: jnp.where(fresh_N.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+  more = {}
+  if cfg.draft == "lookup":
+    more["text_NA"] = pick(_put_text(jnp.full_like(state.text_NA, -1), jnp.zeros_like(before_N), drawn.token_N[:, None],
+                                     jnp.ones((N, 1), bool)), state.text_NA)
+  if cfg.draft == "mtp":
+    more["hidden_ND"] = pick(hidden_ND, state.hidden_ND)
+  count = state.count | dict(tokens=state.count["tokens"] + fresh_N.sum())
+  return state.replace(
+    key_N=keys, budget_N=pick(budget_N, state.budget_N), before_N=pick(before_N, state.before_N),
+    length_N=pick(before_N + 1, state.length_N), ended_N=pick(_ended(drawn.token_N, end_id), state.ended_N),
+    pending=jax.tree.map(pick, drawn, state.pending), valid_NW=state.valid_NW & ~fresh_N[:, None], count=count, **more)
+
+
+def _ended(token_N, end_id):
+  return (token_N[:, None] == jnp.array(ends(end_id))).any(axis=1)
+
+
+def _logits(params, hidden_ND):
+  return jnp.dot(hidden_ND, transformer.head(params), preferred_element_type=jnp.float32)
+
+
+def _put_text(text_NA, at_N, token_NS, which_NS):
+  """token_NS written from column at_N on, where which_NS."""
+  N, S = token_NS.shape
+  column_NS = jnp.where(which_NS, at_N[:, None] + jnp.arange(S), text_NA.shape[1])
+  return text_NA.at[jnp.arange(N)[:, None], column_NS].set(token_NS, mode="drop")
+
+
+def step(params, model: ModelConfig, cfg: SampleConfig, end_id, turned: rope.Table, state: SampleState) -> SampleState:
+  """Runs every row's pending token, and guesses behind it, and draws the next; keeps the guesses that were right.
+
+  A guess is right if it is the token that would have been drawn: the answer is the one that comes out without
+  guesses, by whatever they were. (Speculative sampling, 2211.17192, where the draft is one sure token.)
+  turned: of all positions.
+  """
+  (N, W), S = state.valid_NW.shape, cfg.span
+  B = state.prompts.length_B.shape[0]
+  lengths_N = jnp.repeat(state.prompts.length_B, N // B)
+  own_N = state.length_N - state.before_N                              # tokens in this state, the pending one included
+  position_NS = (lengths_N + own_N - 1)[:, None] + jnp.arange(S)
+  at, working_N = state.column, ~state.done_N
+  by = lambda position: rope.lookup(turned, position)
+  seen = lambda first, count: state.valid_NW[:, None] | (
+    (jnp.arange(W) >= at) & (jnp.arange(W) <= at + first + jnp.arange(count)[:, None]))
+  token_NS, mtp_cache = state.pending.token_N[:, None], state.mtp
+  if cfg.draft == "lookup":
+    text_NT = jnp.concatenate([jnp.repeat(state.prompts.text_BP, N // B, axis=0), state.text_NA], axis=1)
+    token_NS = drafts.lookup(text_NT, state.prompts.text_BP.shape[1] + own_N, token_NS, S - 1)
+  elif cfg.draft == "mtp":
+    hidden_ND = state.hidden_ND
+    for s in range(S - 1):       # the pair of (state before a token, that token) has the token's column
+      attend = transformer.decode_attention(model, state.prompts.length_B - 1, at + s, seen(s, 1))
+      hidden_N1D, new = drafts.mtp(params, model, hidden_ND[:, None], token_NS[:, -1:], by(position_NS[:, s:s + 1] - 1),
+                                   attend, DecodeCache(state.prompts.mtp[0], mtp_cache[0]))
+      mtp_cache, hidden_ND = (new,), hidden_N1D[:, 0]
+      guess_N = jnp.argmax(_logits(params, hidden_ND), axis=-1).astype(jnp.int32)
+      token_NS = jnp.concatenate([token_NS, guess_N[:, None]], axis=1)
+
+  attend = transformer.decode_attention(model, state.prompts.length_B, at, seen(0, S))
+  cache = tuple(map(DecodeCache, state.prompts.cache, state.cache))
+  hidden_NSD, kept = transformer.forward(params, model, token_NS, by(position_NS), attend, cache, keep=True)
+  drawn = drawing.choose(_logits(params, hidden_NSD.reshape(N * S, -1)), jnp.repeat(state.key_N, S),
+                         (state.length_N[:, None] + jnp.arange(S)).reshape(-1), cfg)
+  by_row = lambda x: x.reshape(N, S, *x.shape[1:])
+  drawn = jax.tree.map(by_row, drawn)
+  # the guesses that are right up to the first that is not; an end is drawn, not guessed; the last token neither
+  right_NR = (drawn.token_N[:, :-1] == token_NS[:, 1:]) & ~by_row(_ended(drawn.token_N.reshape(-1), end_id))[:, :-1]
+  right_NR &= state.length_N[:, None] + 1 + jnp.arange(S - 1) < state.budget_N[:, None]
+  right_NR = jnp.cumprod(right_NR, axis=1).astype(bool) & working_N[:, None]
+  right_N = right_NR.sum(axis=1)
+  last = lambda x_NS: jnp.take_along_axis(x_NS, right_N.reshape(-1, *[1] * (x_NS.ndim - 1)), axis=1)[:, 0]
+  pick = lambda new, old: jnp.where(working_N.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+  pending = jax.tree.map(lambda new, old: pick(last(new), old), drawn, state.pending)
+
+  used_NS = jnp.concatenate([working_N[:, None], right_NR], axis=1)
+  columns = lambda old, x_NS: jax.lax.dynamic_update_slice_in_dim(old, x_NS.astype(old.dtype), at, 1)
+  shifted = lambda first, x_NS: jnp.concatenate([first[:, None], x_NS[:, :-1]], axis=1)
+  more = {}
+  if model.moe:
+    more["expert_NWLk"] = columns(state.expert_NWLk, _by_token(model, kept))
+  if cfg.keep_mask:
+    more["kept_NWk"] = columns(state.kept_NWk, shifted(state.pending.kept_Nk, drawn.kept_Nk))
+  if cfg.draft == "lookup":
+    grown_NS = jnp.arange(S) <= right_N[:, None]
+    more["text_NA"] = _put_text(state.text_NA, own_N, drawn.token_N, grown_NS & working_N[:, None])
+  if cfg.draft == "mtp":         # the guesses' pairs again, now from the model's own states
+    attend = transformer.decode_attention(model, state.prompts.length_B - 1, at + 1, seen(1, S - 1))
+    _, new = drafts.mtp(params, model, hidden_NSD[:, :-1], token_NS[:, 1:], by(position_NS[:, 1:] - 1), attend,
+                        DecodeCache(state.prompts.mtp[0], mtp_cache[0]))
+    more |= dict(mtp=(new,), hidden_ND=pick(last(hidden_NSD), state.hidden_ND))
+  drew_N = jnp.where(working_N, 1 + right_N, 0)
+  work = working_N.sum()
+  add = dict(steps=1, few=2 * work < N, work=work, tokens=drew_N.sum(), guessed=work * (S - 1), right=right_N.sum())
+  return state.replace(
+    cache=kept.kv, column=at + S, valid_NW=columns(state.valid_NW, used_NS), token_NW=columns(state.token_NW, token_NS),
+    logp_NW=columns(state.logp_NW, shifted(state.pending.logp_N, drawn.logp_N)), length_N=state.length_N + drew_N,
+    ended_N=pick(_ended(pending.token_N, end_id), state.ended_N), pending=pending,
+    count={k: state.count[k] + add[k] for k in COUNTS}, **more)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "cfg", "end_id"), donate_argnames="state")
 def advance(params, state: SampleState, steps, *, model: ModelConfig, cfg: SampleConfig, end_id) -> SampleState:
-  """At most `steps` more tokens; less when every answer has ended."""
-  stop = jnp.minimum(state.t + steps, cfg.max_tokens)
-  turned = transformer.positions(model, jnp.arange(state.cache[0].prompt_tokens + cfg.max_tokens)[None])
-  return jax.lax.while_loop(lambda s: (s.t < stop) & ~s.done_N.all(),
-                            functools.partial(decode_one, params, model, cfg, end_id, turned), state)
+  """At most `steps` steps; less when every answer has ended, or the columns are full."""
+  W = state.valid_NW.shape[1]
+  turned = transformer.positions(model, jnp.arange(_tokens(model, state.prompts) + cfg.max_tokens + cfg.span)[None])
+  stop = state.count["steps"] + steps
+  more = lambda s: (s.count["steps"] < stop) & ~s.done_N.all() & (s.column + cfg.span <= W)
+  return jax.lax.while_loop(more, functools.partial(step, params, model, cfg, end_id, turned), state)
 
 
-def sample(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: SampleConfig, end_id) -> SampleState:
-  """G = len(key_N) / B whole answers to each prompt, prompt-major. Jitted inside.
+@functools.partial(jax.jit, static_argnames=("model", "columns"))
+def repack(state: SampleState, *, model: ModelConfig, columns: int) -> SampleState:
+  """The same rows with their valid columns at the front, in `columns` of them: holes closed, room made or given back."""
+  order_NW = jnp.argsort(~state.valid_NW, axis=1, stable=True)
+  order_NW = _pad(order_NW[:, :columns], columns, 1)
 
-  prompt_BP: int32, right-padded; length_B: its valid tokens, at least 1 each. end_id: the token that ends an answer,
-  or a tuple of several; the first one pads.
-  """
+  def move(x, axis):
+    shape = [1] * x.ndim
+    shape[0], shape[axis] = order_NW.shape
+    return jnp.take_along_axis(x, order_NW.reshape(shape), axis=axis)
+  of_columns = {name: move(x, 1) for name in ("token_NW", "logp_NW", "expert_NWLk", "kept_NWk")
+                if (x := getattr(state, name)) is not None}
+  count_N = state.valid_NW.sum(axis=1)
+  return state.replace(
+    cache=_columns(model, move, state.cache), mtp=_columns(model, move, state.mtp), column=count_N.max(),
+    valid_NW=jnp.arange(columns) < count_N[:, None], **of_columns)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "columns"))
+def widen(state: SampleState, *, model: ModelConfig, columns: int) -> SampleState:
+  """The same rows with room for more: new columns behind the others."""
+  grow = lambda x, axis: _pad(x, columns, axis)
+  of_columns = {name: grow(x, 1) for name in ("valid_NW", "token_NW", "logp_NW", "expert_NWLk", "kept_NWk")
+                if (x := getattr(state, name)) is not None}
+  return state.replace(cache=_columns(model, grow, state.cache), mtp=_columns(model, grow, state.mtp), **of_columns)
+
+
+@functools.partial(jax.jit, static_argnames=("length", "end_id"))
+def answers(state: SampleState, *, length: int, end_id) -> Answers:
+  """What the rows have said, left-aligned in `length` columns."""
+  (N, W), own_N = state.valid_NW.shape, state.length_N - state.before_N
+  order_NW = jnp.argsort(~state.valid_NW, axis=1, stable=True)
+  order_NA = _pad(order_NW[:, :length], length, 1)
+  last_NA = jnp.arange(length) == own_N[:, None] - 1
+  inside_NA = jnp.arange(length) < own_N[:, None] - 1
+
+  def rows_of(x_NW, last_N, fill):
+    more = [1] * (x_NW.ndim - 2)
+    wide = lambda mask: mask.reshape(N, length, *more)
+    moved = jnp.take_along_axis(x_NW, order_NA.reshape(N, length, *more), axis=1)
+    return jnp.where(wide(last_NA), last_N[:, None], jnp.where(wide(inside_NA), moved, fill))
+  more = {}
+  if state.expert_NWLk is not None:
+    more |= dict(expert_NALk=rows_of(state.expert_NWLk, jnp.zeros_like(state.expert_NWLk[:, 0]), 0),
+                 prompt_expert_BPLk=state.prompts.expert_BPLk)
+  if state.kept_NWk is not None:
+    more["kept_NAk"] = rows_of(state.kept_NWk, state.pending.kept_Nk, -1)
+  return Answers(rows_of(state.token_NW, state.pending.token_N, ends(end_id)[0]),
+                 rows_of(state.logp_NW, state.pending.logp_N, 0.0), own_N, state.ended_N, count=state.count, **more)
+
+
+# --- all at once
+
+def start(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: SampleConfig, end_id,
+          columns: int = 0) -> SampleState:
+  """G = len(key_N) / B answers to each prompt begin together. columns: 0 for as many as whole answers may need."""
   if key_N.shape[0] % prompt_BP.shape[0]:
     raise ValueError(f"{key_N.shape[0]} keys are not a multiple of {prompt_BP.shape[0]} prompts")
+  if cfg.draft == "mtp" and not model.mtp:
+    raise ValueError(f"sampling.draft=mtp needs model.mtp=1, here {model.mtp}")
   static = dict(model=model, cfg=cfg, end_id=end_id)
-  state = start(params, prompt_BP, length_B, key_N, **static)
-  return advance(params, state, cfg.max_tokens, **static)
+  prompts = prefill(params, prompt_BP, jnp.asarray(length_B, jnp.int32), model=model, cfg=cfg)
+  columns = columns or most_columns(cfg)
+  state = rows(params, prompts, key_N, columns=columns, **static)
+  N = key_N.shape[0]
+  return begin(params, state, jnp.ones(N, bool), key_N, jnp.full(N, cfg.max_tokens), jnp.zeros(N, jnp.int32), **static)
+
+
+def most_columns(cfg: SampleConfig) -> int:
+  """Columns that answers which begin together can need at most: the last token is not run."""
+  return max(cfg.max_tokens - 1, 1) * cfg.span
+
+
+def bucket_columns(need: int, most: int) -> int:
+  """Room for `need` columns, in few sizes: 64, 256, 1024, ..., or all that can be needed."""
+  size = 64
+  while size < need:
+    size *= 4
+  return min(size, most)
+
+
+def sample(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: SampleConfig, end_id) -> Answers:
+  """G = len(key_N) / B whole answers to each prompt, prompt-major, all at once. Jitted inside.
+
+  prompt_BP: int32, right-padded; length_B: its valid tokens, at least 1 each. end_id: the token that ends an answer,
+  or a tuple of several; the first one pads. The own caches grow as the answers do.
+  """
+  static = dict(model=model, cfg=cfg, end_id=end_id)
+  most = most_columns(cfg)
+  columns = bucket_columns(1, most)
+  state = start(params, prompt_BP, length_B, key_N, columns=columns, **static)
+  while True:
+    state = advance(params, state, most, **static)
+    if columns >= most or np.asarray(state.done_N).all():
+      return answers(state, length=cfg.max_tokens, end_id=end_id)
+    columns = bucket_columns(columns + 1, most)
+    state = widen(state, model=model, columns=columns)

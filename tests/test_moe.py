@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import weights
 
-from r1jax import grpo, optimizer, rollout, sampler, tokenizer, train
+from r1jax import drawing, grpo, optimizer, rollout, sampler, tokenizer, train
 from r1jax.models import moe, mtp, transformer
 from r1jax.models.deepseek import PRESETS
 from r1jax.models.moe import MoEConfig
@@ -191,7 +191,7 @@ def test_mtp_learns_the_token_after_next():
     p = jax.tree.map(jnp.add, p, updates)
   assert first > 2 and float(value) < 0.3
   hidden_NTD = jax.random.normal(jax.random.key(0), (N, T, model.dim))
-  logits = jax.jit(lambda tokens: mtp.forward(p, model, hidden_NTD[:, :-1], tokens[:, 1:], position_NT[:, :-1]))
+  logits = jax.jit(lambda tokens: mtp.forward(p, model, hidden_NTD[:, :-1], tokens[:, 1:], position_NT[:, :-1])[0])
   changed = token_NT.at[:, 6].add(1)
   before, after = logits(token_NT), logits(changed % 11)
   np.testing.assert_allclose(before[:, :5], after[:, :5], atol=1e-5)
@@ -211,5 +211,5 @@ def test_samples_do_not_depend_on_the_batch():
   whole = rollouts()
   alone = rollout.sample(weights(MODEL), whole.problems[1:], 2, model=MODEL, tokenizer=tokenizer.byte_tokenizer(),
                          cfg=SampleConfig(6), seed=0, step=0)
-  assert alone.answers == whole.answers[2:] and sampler.CUT < 0
+  assert alone.answers == whole.answers[2:] and drawing.CUT < 0
   np.testing.assert_array_equal(alone.experts[0], whole.experts[2])

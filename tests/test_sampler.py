@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import score, weights
 
-from r1jax import rollout, sampler, tokenizer, train
+from r1jax import drawing, rollout, sampler, tokenizer, train
 from r1jax.models import transformer
 from r1jax.models.transformer import ModelConfig
 from r1jax.sampler import SampleConfig
@@ -29,7 +29,7 @@ def sample(rows, G, cfg, end_id=END, ids=None, step=0, seed=0, padded_to=0, mode
   prompt_BP = train.pad_rows(rows, padded_to or max(map(len, rows)), 0)
   state = sampler.sample(weights(model), prompt_BP, jnp.asarray([len(r) for r in rows], jnp.int32), keys_N, model=model,
                          cfg=cfg, end_id=end_id)
-  return jax.tree.map(np.asarray, state.replace(key_N=jax.random.key_data(state.key_N)))
+  return jax.tree.map(np.asarray, state)
 
 
 def sequences(rows, state):
@@ -95,7 +95,7 @@ def test_greedy_takes_the_argmax_of_the_full_forward():
 def test_samples_do_not_depend_on_the_batch_they_come_out_of():
   rows, ids, cfg = prompts(5, 1, 8), [40, 7, 23], SampleConfig(10)
   together = sample(rows, 4, cfg, ids=ids)
-  pick = lambda state, n: (state.token_NA[n], state.length_N[n], state.done_N[n])
+  pick = lambda state, n: (state.token_NA[n], state.length_N[n], state.ended_N[n])
   same = lambda a, b: [np.testing.assert_array_equal(x, y) for x, y in zip(a, b, strict=True)]
   order = [2, 0, 1]
   turned = sample([rows[b] for b in order], 4, cfg, ids=[ids[b] for b in order])
@@ -176,24 +176,24 @@ def test_the_end_token_ends_a_row_and_nothing_is_written_after_it():
   state = sample(prompts(5, 1, 8), 8, SampleConfig(A))
   ended = [np.flatnonzero(row == END) for row in state.token_NA]
   for n, at in enumerate(ended):
-    assert state.done_N[n] == bool(len(at))                              # not done: truncated
+    assert state.ended_N[n] == bool(len(at))                              # not done: truncated
     assert state.length_N[n] == (at[0] + 1 if len(at) else A)
     assert (state.token_NA[n, state.length_N[n]:] == END).all()
     assert (state.logp_NA[n, :state.length_N[n]] < 0).all() and not state.logp_NA[n, state.length_N[n]:].any()
-  assert 0 < state.done_N.sum() < len(ended) and len(set(state.length_N)) > 3     # the case has some of all
+  assert 0 < state.ended_N.sum() < len(ended) and len(set(state.length_N)) > 3     # the case has some of all
 
 
 def test_an_end_at_the_last_place_is_not_a_truncation():
   rows, G = prompts(5), 64
   long = sample(rows, G, SampleConfig(3))
   at_last = (long.length_N == 3) & (long.token_NA[:, 2] == END)
-  assert at_last.any() and long.done_N[at_last].all()
-  assert ((long.length_N == 3) & ~long.done_N).any()
+  assert at_last.any() and long.ended_N[at_last].all()
+  assert ((long.length_N == 3) & ~long.ended_N).any()
 
 
 def test_the_loop_stops_when_all_have_ended():
   state = sample(prompts(5), 1, SampleConfig(500))
-  assert state.done_N.all() and state.t == state.length_N.max() < 500
+  assert state.ended_N.all() and state.count["steps"] == state.length_N.max() - 1 < 499   # the last token is not run
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -203,16 +203,16 @@ def test_advancing_in_parts_is_advancing_in_one_go(steps):
   key_N = sampler.sample_keys(0, 0, jnp.arange(3), jnp.arange(G))
   state = sampler.start(weights(MODEL), train.pad_rows(rows, 8, 0), jnp.array([5, 1, 8]), key_N, **static)
   calls = 0
-  while not state.done_N.all() and state.t < cfg.max_tokens:
-    before = int(state.t)
+  while not state.done_N.all():
+    before = int(state.count["steps"])
     state = sampler.advance(weights(MODEL), state, steps, **static)
-    assert before < state.t <= before + steps
+    assert before < state.count["steps"] <= before + steps
     calls += 1
   assert calls > 1
-  whole = sample(rows, G, cfg)
-  for name in ("token_NA", "length_N", "done_N", "t"):
-    np.testing.assert_array_equal(getattr(state, name), getattr(whole, name))
-  np.testing.assert_allclose(state.logp_NA, whole.logp_NA, atol=1e-6)
+  parts, whole = sampler.answers(state, length=9, end_id=END), sample(rows, G, cfg)
+  for name in ("token_NA", "length_N", "ended_N"):
+    np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+  np.testing.assert_allclose(parts.logp_NA, whole.logp_NA, atol=1e-6)
 
 
 def test_keys_that_do_not_divide_over_the_prompts_are_an_error():
@@ -223,8 +223,8 @@ def test_keys_that_do_not_divide_over_the_prompts_are_an_error():
 # --- which tokens, and how often
 
 def kept(p, **cfg):
-  logit_NV = np.asarray(sampler.keep(jnp.log(jnp.asarray(p, jnp.float32))[None], SampleConfig(1, **cfg)))[0]
-  stay = logit_NV > sampler.CUT / 2
+  logit_NV = np.asarray(drawing.keep(jnp.log(jnp.asarray(p, jnp.float32))[None], SampleConfig(1, **cfg)))[0]
+  stay = logit_NV > drawing.CUT / 2
   np.testing.assert_allclose(logit_NV[stay], np.log(np.asarray(p))[stay], rtol=1e-5)     # who stays is not changed
   return set(np.flatnonzero(stay).tolist())
 
@@ -247,7 +247,7 @@ def test_equal_tokens_at_the_edge_stay_together():
 def test_kept_sets_agree_with_a_numpy_oracle(cfg):
   rng = np.random.default_rng(0)
   logit_NV = rng.normal(0, 2, (40, 12)).astype(np.float32)
-  got = np.asarray(sampler.keep(jnp.asarray(logit_NV), SampleConfig(1, **cfg))) > sampler.CUT / 2
+  got = np.asarray(drawing.keep(jnp.asarray(logit_NV), SampleConfig(1, **cfg))) > drawing.CUT / 2
   for row, logit_V in zip(got, logit_NV.astype(np.float64), strict=True):
     order = np.argsort(-logit_V)[:cfg.get("top_k") or None]
     p = np.exp(logit_V[order] - logit_V.max())
@@ -261,23 +261,23 @@ def test_kept_sets_agree_with_a_numpy_oracle(cfg):
 
 def test_without_limits_the_logits_are_left_as_they_are():
   logit_NV = jnp.asarray(np.random.default_rng(0).normal(size=(3, 12)), jnp.float32)
-  assert sampler.keep(logit_NV, SampleConfig(1, top_p=1.0, top_k=0, min_p=0.0)) is logit_NV
+  assert drawing.keep(logit_NV, SampleConfig(1, top_p=1.0, top_k=0, min_p=0.0)) is logit_NV
 
 
 @pytest.mark.parametrize("V", [1, 5, 128, 129, 700])
 def test_a_uniform_number_picks_the_token_where_the_cumulative_softmax_passes_it(V):
   rng = np.random.default_rng(V)
   logit_V = rng.normal(0, 2, V).astype(np.float32)
-  logit_V[rng.random(V) < 0.5] = sampler.CUT                  # cut off: never drawn
+  logit_V[rng.random(V) < 0.5] = drawing.CUT                  # cut off: never drawn
   logit_V[rng.integers(V)] = 1.0
   upto_V = np.cumsum(np.exp(logit_V.astype(np.float64)))
   upto_V /= upto_V[-1]
   uniform_M = np.concatenate([[0.0, np.nextafter(np.float32(1), np.float32(0))], rng.random(2000)]).astype(np.float32)
   clear = np.abs(uniform_M[:, None] - upto_V).min(1) > 1e-5   # else rounding decides
-  token_M = np.asarray(jax.vmap(sampler.draw, (None, 0))(jnp.exp(logit_V - logit_V.max()), uniform_M))
+  token_M = np.asarray(jax.vmap(drawing.draw, (None, 0))(jnp.exp(logit_V - logit_V.max()), uniform_M))
   assert clear.mean() > 0.9
   np.testing.assert_array_equal(token_M[clear], np.searchsorted(upto_V, uniform_M, side="right")[clear])
-  assert (logit_V[token_M] > sampler.CUT).all()
+  assert (logit_V[token_M] > drawing.CUT).all()
 
 
 @pytest.mark.parametrize("limits", [dict(), dict(temperature=0.6, top_k=3)])
@@ -315,13 +315,13 @@ def test_config_errors_name_the_numbers(wrong, named):
 def test_draw_is_the_inverse_of_the_cumulative_softmax(V):
   rng = np.random.default_rng(V)
   logit_V = rng.normal(0, 3, V).astype(np.float32)
-  logit_V[rng.integers(0, V, V // 3)] = sampler.CUT                      # as top-k leaves them
-  logit_V[-1] = sampler.CUT
+  logit_V[rng.integers(0, V, V // 3)] = drawing.CUT                      # as top-k leaves them
+  logit_V[-1] = drawing.CUT
   p_V = np.exp(logit_V.astype(np.float64) - logit_V.max())
   edges_V = np.cumsum(p_V / p_V.sum())
   uniform_M = np.linspace(0, 1, 2001)[:-1].astype(np.float32)
-  token_M = np.asarray(jax.vmap(sampler.draw, (None, 0))(jnp.exp(logit_V - logit_V.max()), uniform_M))
+  token_M = np.asarray(jax.vmap(drawing.draw, (None, 0))(jnp.exp(logit_V - logit_V.max()), uniform_M))
   clear = np.abs(uniform_M[:, None] - edges_V[None]).min(1) > 1e-5       # at an edge rounding may choose
   np.testing.assert_array_equal(token_M[clear], np.searchsorted(edges_V, uniform_M[clear], side="right"))
   assert (p_V[token_M] > 0).all()                                        # what was cut off is never drawn
-  assert p_V[sampler.draw(jnp.asarray(logit_V), jnp.float32(1 - 2**-24))] > 0
+  assert p_V[drawing.draw(jnp.asarray(logit_V), jnp.float32(1 - 2**-24))] > 0

@@ -3,7 +3,7 @@
 The functions of who sees whom (causal, shared_prompt, decode) are called `attend(q_NTHC, kv, cache)` by the layer and
 divide scores by the root of q's width; the values may have another width (MLA).
 Keys and values are laid out [N, K, T, C]; the decode step's keys [N, K, C, T], which thin products read in half the
-time on CPU. Scores and softmax are f32.
+time on CPU. Scores and softmax are f32. Letters here: S tokens of a row in one decode step, A columns of its cache.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from r1jax.kernels.decode_attention import decode_attention, quantise
 from r1jax.models import rope
 from r1jax.models.layers import linear, norm_params, rms_norm
 from r1jax.models.param import Param, normal, zeros
@@ -26,14 +27,24 @@ class KV(NamedTuple):
   v: jax.Array
 
 
+class Cached(NamedTuple):
+  """Keys and values of one layer as decode steps read them. Of narrow types with one scale a token and key head."""
+  k: jax.Array                         # [N, K, C, T]; latents (MLA): [N, T, X] with no v
+  v: jax.Array | None = None           # [N, K, T, C]
+  k_scale: jax.Array | None = None     # [N, K, T]; latents: [N, T]
+  v_scale: jax.Array | None = None
+
+  def part(self) -> tuple:
+    return tuple(x for x in self if x is not None)
+
+
+COLUMNS = Cached(3, 2, 2, 2)     # where each has its tokens
+
+
 class DecodeCache(NamedTuple):
   """What G answers to each of B prompts can look back on in one layer: the prompt, held once, and what they said."""
-  prompt: KV          # k [B, K, C, P], v [B, K, P, C]
-  own: KV             # k [N, K, C, A], v [N, K, A, C]; latents (MLA) are k [N, 1, A, X] with no v
-
-  @property
-  def prompt_tokens(self) -> int:
-    return (self.prompt.k if self.prompt.v is None else self.prompt.v).shape[2]
+  prompt: Cached
+  own: Cached
 
 
 def params(cfg):
@@ -127,37 +138,49 @@ def shared_prompt(P: int, G: int, prompt_length_B, q_BSHC, kv: KV, cache=None):
   return jnp.concatenate([o_BPHC, o_BSHC], axis=1), None
 
 
-def decode_cache(prompt: KV, N: int, A: int) -> DecodeCache:
-  """The cache of N answers of up to A tokens to the B prompts whose KV this is, N a multiple of B."""
-  _, K, _, C = prompt.k.shape
-  own = KV(jnp.zeros((N, K, C, A), prompt.k.dtype), jnp.zeros((N, K, A, C), prompt.v.dtype))
-  return DecodeCache(KV(prompt.k.swapaxes(2, 3), prompt.v), own)
+def cached(kv: KV, dtype) -> Cached:
+  """Keys and values [N, K, T, C] as a decode step wants them."""
+  if narrow(dtype):
+    (k, k_scale), (v, v_scale) = (quantise(x, dtype) for x in kv)
+    return Cached(k.swapaxes(2, 3), v, k_scale, v_scale)
+  return Cached(kv.k.swapaxes(2, 3).astype(dtype), kv.v.astype(dtype))
 
 
-def decode(prompt_length_B, t, q_N1HC, kv: KV, cache: DecodeCache):
-  """One new token of every answer looks at its prompt, at its own answer so far, and at itself.
+def narrow(dtype) -> bool:
+  """Whether values of this type need a scale."""
+  return jnp.dtype(dtype).itemsize == 1
 
-  prompt_length_B: valid tokens of each prompt's cache. t: the new token's index in its answer, the same for all.
-  One softmax runs over both parts; the prompt's keys are read once for G answers.
-  Returns [N, 1, H, C], and the layer's cache with the new token in it.
+
+def empty(cfg, N: int, T: int, dtype) -> Cached:
+  """Room for T tokens of N rows."""
+  zero = jnp.zeros((N, cfg.kv_heads, T, cfg.head_dim), dtype)
+  scale = jnp.zeros(zero.shape[:3]) if narrow(dtype) else None
+  return Cached(zero.swapaxes(2, 3), zero, scale, scale)
+
+
+def write(cache: Cached, new: Cached, column, axes: Cached = COLUMNS) -> Cached:
+  """The cache with tokens put at `column` and behind, the same for all rows."""
+  put = lambda old, x, axis: None if x is None else jax.lax.dynamic_update_slice_in_dim(old, x, column, axis)
+  return Cached(*map(put, cache, new, axes))
+
+
+def decode(prompt_length_B, column, sees_NSA, q_NSHC, kv: KV, cache: DecodeCache):
+  """S new tokens of every answer look at its prompt, at its own answer so far, and at each other.
+
+  prompt_length_B: valid tokens of each prompt's cache. column: where the new tokens go in the own cache. sees_NSA:
+  which of its columns each of them sees. Returns [N, S, H, C], and the own cache with the new tokens in it.
   """
-  N, _, H, C = q_N1HC.shape
-  B, K, _, P = cache.prompt.k.shape
-  A = cache.own.k.shape[3]
-  G, R = N // B, H // K
-  own = KV(jax.lax.dynamic_update_slice(cache.own.k, kv.k.swapaxes(2, 3), (0, 0, 0, t)),
-           jax.lax.dynamic_update_slice(cache.own.v, kv.v, (0, 0, t, 0)))
-  q_NKRC = q_N1HC.reshape(N, K, R, C) * C**-0.5
-  q_BKMC = q_NKRC.reshape(B, G, K, R, C).swapaxes(1, 2).reshape(B, K, G * R, C)
-  f32 = dict(preferred_element_type=jnp.float32)
-  to_prompt = jnp.einsum("bkmc,bkcp->bkmp", q_BKMC, cache.prompt.k, **f32)
-  to_prompt = jnp.where(jnp.arange(P) < prompt_length_B[:, None, None, None], to_prompt, MASKED)
-  to_prompt = to_prompt.reshape(B, K, G, R, P).swapaxes(1, 2).reshape(N, K, R, P)
-  to_own = jnp.einsum("nkrc,nkca->nkra", q_NKRC, own.k, **f32)
-  to_own = jnp.where(jnp.arange(A) <= t, to_own, MASKED)
-  weight = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1), axis=-1).astype(kv.v.dtype)
-  w_prompt = weight[..., :P].reshape(B, G, K, R, P).swapaxes(1, 2).reshape(B, K, G * R, P)
-  o_prompt = jnp.einsum("bkmp,bkpc->bkmc", w_prompt, cache.prompt.v)
-  o_prompt = o_prompt.reshape(B, K, G, R, C).swapaxes(1, 2).reshape(N, K, R, C)
-  o = o_prompt + jnp.einsum("nkra,nkac->nkrc", weight[..., P:], own.v)
-  return o.reshape(N, 1, H, C), DecodeCache(cache.prompt, own)
+  own = write(cache.own, cached(kv, cache.own.k.dtype), column)
+  return decode_attention(q_NSHC, cache.prompt.part(), prompt_length_B, own.part(), sees_NSA), own
+
+
+def extend(start, q_NTHC, kv: KV, cache: Cached):
+  """The next T tokens of prompts whose first `start` are in the cache: a part of a prefill.
+
+  Returns [N, T, H, C], and the cache with them in it.
+  """
+  N, T = q_NTHC.shape[:2]
+  new = cached(kv, cache.k.dtype)
+  sees_NTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (N, T, T))
+  o_NTHC = decode_attention(q_NTHC, cache.part(), jnp.full(N, start), new.part(), sees_NTT)
+  return o_NTHC, write(cache, new, start)

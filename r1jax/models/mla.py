@@ -14,8 +14,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from r1jax.models import layers, rope
-from r1jax.models.attention import KV, MASKED, DecodeCache
+from r1jax.kernels.decode_attention import decode_latent_attention, quantise
+from r1jax.models import attention, layers, rope
+from r1jax.models.attention import KV, Cached, DecodeCache
 from r1jax.models.layers import linear
 from r1jax.models.param import Param, normal
 
@@ -85,27 +86,41 @@ def block(p, cfg, x_NTD, turned: rope.Table, attend, cache=None, absorbed: bool 
   return linear(o_NTHC, p["out"], axes=2), kept
 
 
-def decode_cache(prompt: KV, N: int, A: int) -> DecodeCache:
-  """The latent cache of N answers of up to A tokens to the B prompts whose latents [B, 1, P, X] these are."""
-  return DecodeCache(prompt, KV(jnp.zeros((N, 1, A, prompt.k.shape[3]), prompt.k.dtype), None))
+COLUMNS = Cached(1, None, 1, None)
 
 
-def decode(kv_rank: int, prompt_length_B, t, q_N1HX, kv: KV, cache: DecodeCache):
+def cached(kv: KV, dtype) -> Cached:
+  """Latents [N, 1, T, X] as a decode step wants them."""
+  if attention.narrow(dtype):
+    x_NTX, scale_NT = quantise(kv.k[:, 0], dtype)
+    return Cached(x_NTX, k_scale=scale_NT)
+  return Cached(kv.k[:, 0].astype(dtype))
+
+
+def empty(cfg, N: int, T: int, dtype) -> Cached:
+  """Room for T tokens of N rows."""
+  scale = jnp.zeros((N, T)) if attention.narrow(dtype) else None
+  return Cached(jnp.zeros((N, T, cfg.mla.kv_rank + cfg.mla.rope_dim), dtype), k_scale=scale)
+
+
+def _attend(kv_rank: int, q_NSHX, prompt: Cached, prompt_length_B, own: Cached, sees_NSA):
+  part = lambda x: x.k if x.k_scale is None else (x.k, x.k_scale)
+  return decode_latent_attention(q_NSHX, part(prompt), prompt_length_B, part(own), sees_NSA, kv_rank)
+
+
+def decode(kv_rank: int, prompt_length_B, column, sees_NSA, q_NSHX, kv: KV, cache: DecodeCache):
   """attention.decode over latents: one key head [.., X], whose first kv_rank channels are the value.
 
-  Returns [N, 1, H, Z], and the layer's cache with the new token in it.
+  Returns [N, S, H, Z], and the own cache with the new tokens in it.
   """
-  N, _, H, X = q_N1HX.shape
-  B, _, P, _ = cache.prompt.k.shape
-  G, Z = N // B, kv_rank
-  own_NAX = jax.lax.dynamic_update_slice(cache.own.k, kv.k, (0, 0, t, 0))[:, 0]
-  prompt_BPX, q_NHX = cache.prompt.k[:, 0], q_N1HX[:, 0] * X**-0.5
-  f32 = dict(preferred_element_type=jnp.float32)
-  to_prompt = jnp.einsum("bmx,bpx->bmp", q_NHX.reshape(B, G * H, X), prompt_BPX, **f32)
-  to_prompt = jnp.where(jnp.arange(P) < prompt_length_B[:, None, None], to_prompt, MASKED).reshape(N, H, P)
-  to_own = jnp.einsum("nhx,nax->nha", q_NHX, own_NAX, **f32)
-  to_own = jnp.where(jnp.arange(own_NAX.shape[1]) <= t, to_own, MASKED)
-  weight = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1), axis=-1).astype(kv.k.dtype)
-  o_NHZ = jnp.einsum("bmp,bpz->bmz", weight[..., :P].reshape(B, G * H, P), prompt_BPX[..., :Z]).reshape(N, H, Z)
-  o_NHZ += jnp.einsum("nha,naz->nhz", weight[..., P:], own_NAX[..., :Z])
-  return o_NHZ[:, None], DecodeCache(cache.prompt, KV(own_NAX[:, None], None))
+  own = attention.write(cache.own, cached(kv, cache.own.k.dtype), column, COLUMNS)
+  return _attend(kv_rank, q_NSHX, cache.prompt, prompt_length_B, own, sees_NSA), own
+
+
+def extend(kv_rank: int, start, q_NTHX, kv: KV, cache: Cached):
+  """attention.extend over latents."""
+  N, T = q_NTHX.shape[:2]
+  new = cached(kv, cache.k.dtype)
+  sees_NTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (N, T, T))
+  o_NTHZ = _attend(kv_rank, q_NTHX, cache, jnp.full(N, start), new, sees_NTT)
+  return o_NTHZ, attention.write(cache, new, start, COLUMNS)

@@ -14,14 +14,15 @@ from r1jax.models import attention, layers, rope, transformer
 from r1jax.models.layers import linear
 
 
-def forward(p, cfg, hidden_NTD, next_NT, position_NT, attend=attention.causal):
-  """Hidden states [N, T, D] that predict the token after `next_NT`, from the model's states at the token before it."""
+def forward(p, cfg, hidden_NTD, next_NT, position_NT, attend=attention.causal, cache=None):
+  """Hidden states [N, T, D] that predict the token after `next_NT`, from the model's states at the token before it,
+  and what `attend` kept."""
   m = p["mtp"]
   turned = position_NT if isinstance(position_NT, rope.Table) else transformer.positions(cfg, position_NT)
   pair_NTX = jnp.concatenate([layers.rms_norm(p["embed"][next_NT], m["embed_norm"], cfg.norm_eps),
                               layers.rms_norm(hidden_NTD, m["hidden_norm"], cfg.norm_eps)], axis=-1)
-  x_NTD, _, _ = transformer.layer(cfg, m["layer"], linear(pair_NTX, m["merge"]), turned, attend)
-  return layers.rms_norm(x_NTD, m["final_norm"], cfg.norm_eps)
+  x_NTD, kept, _ = transformer.layer(cfg, m["layer"], linear(pair_NTX, m["merge"]), turned, attend, cache)
+  return layers.rms_norm(x_NTD, m["final_norm"], cfg.norm_eps), kept
 
 
 def loss(p, cfg, hidden_NTD, token_NT, mask_NT, position_NT) -> losses.Mean:
@@ -29,7 +30,7 @@ def loss(p, cfg, hidden_NTD, token_NT, mask_NT, position_NT) -> losses.Mean:
 
   hidden_NTD: of token_NT, whole sequences, right-padded. V3 adds this to the loss 0.3 times, later 0.1 times.
   """
-  hidden_NTD = forward(p, cfg, hidden_NTD[:, :-2], token_NT[:, 1:-1], position_NT[:, :-2])
+  hidden_NTD, _ = forward(p, cfg, hidden_NTD[:, :-2], token_NT[:, 1:-1], position_NT[:, :-2])
   target_NT = token_NT[:, 2:]
   logp_M, _ = losses.token_logprobs(hidden_NTD.reshape(-1, cfg.dim), transformer.head(p), target_NT.reshape(-1), 1.0,
                                     cfg.logit_chunk)

@@ -99,12 +99,12 @@ def table(cfg: RopeConfig, position_NT, channels: int) -> Table:
   return Table(jnp.cos(angle_NT1C) * scale, jnp.sin(angle_NT1C) * scale)
 
 
-def lookup(by: Table, position_N) -> Table:
-  """The rows [N, 1, 1, C / 2] of positions, one a sequence, from a table of all positions [1, T, 1, C / 2].
+def lookup(by: Table, position_NS) -> Table:
+  """The rows [N, S, 1, C / 2] of positions, from a table of all positions [1, T, 1, C / 2].
 
   A decode loop computes the table before it starts. A position beyond the table gives NaN, not a wrong angle.
   """
-  return Table(*(jnp.take(x, position_N, axis=1, mode="fill").swapaxes(0, 1) for x in by))
+  return Table(*(jnp.take(x[0], position_NS, axis=0, mode="fill") for x in by))
 
 
 def turn(x_NTHC, by: Table, interleaved: bool = False):

@@ -187,15 +187,30 @@ def forward(p, cfg: ModelConfig, token_NT, position_NT, attend=attention.causal,
   return hidden_NTD, Kept(tuple(kv) if keep else None, routing)
 
 
-def decode_cache(cfg: ModelConfig, kv: tuple, N: int, A: int) -> tuple:
-  """Caches of all layers for N answers of up to A tokens, from what a prefill of B prompts kept."""
-  return tuple((mla if cfg.mla else attention).decode_cache(one, N, A) for one in kv)
+def cached(cfg: ModelConfig, kv: tuple, dtype) -> tuple:
+  """What a prefill kept of each layer, as decode steps want it."""
+  return tuple((mla if cfg.mla else attention).cached(one, dtype) for one in kv)
 
 
-def decode_attention(cfg: ModelConfig, prompt_length_B, t):
-  """The `attend` of a decode step: token t of every answer."""
+def empty_cache(cfg: ModelConfig, N: int, T: int, dtype, layers: int = 0) -> tuple:
+  """Room for T tokens of N rows in every layer (or in so many)."""
+  return tuple((mla if cfg.mla else attention).empty(cfg, N, T, dtype) for _ in range(layers or cfg.layers))
+
+
+def cache_columns(cfg: ModelConfig) -> attention.Cached:
+  """The axis of a layer's cache arrays that tokens lie on."""
+  return (mla if cfg.mla else attention).COLUMNS
+
+
+def decode_attention(cfg: ModelConfig, prompt_length_B, column, sees_NSA):
+  """The `attend` of a decode step: new tokens go to `column` and see what sees_NSA says, beside the prompt."""
   decode = functools.partial(mla.decode, cfg.mla.kv_rank) if cfg.mla else attention.decode
-  return functools.partial(decode, prompt_length_B, t)
+  return functools.partial(decode, prompt_length_B, column, sees_NSA)
+
+
+def extend_attention(cfg: ModelConfig, start):
+  """The `attend` of a prefill's next part, behind `start` tokens."""
+  return functools.partial(*((mla.extend, cfg.mla.kv_rank) if cfg.mla else (attention.extend,)), start)
 
 
 def head(p):
