@@ -25,7 +25,7 @@ def lookup(text_NT, length_N, token_N1, guesses: int):
   text_NT: prompt and answer, the pending token included, in columns up to length_N; -1 elsewhere. The place: the last
   where the two latest tokens stood before, else the latest one. Where there is none, and past the text, the guess is 0.
   """
-  N, T = text_NT.shape
+  T = text_NT.shape[1]
   at_T = jnp.arange(T)
   last_N = length_N - 1
   before_N1 = jnp.take_along_axis(text_NT, jnp.maximum(last_N - 1, 0)[:, None], axis=1)

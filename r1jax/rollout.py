@@ -5,18 +5,19 @@ Everything here is numpy and Python between two jitted calls. Letters: r1jax/typ
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import sampler, train
+from r1jax import sampler, slots, train
+from r1jax.drawing import SampleConfig
 from r1jax.models.transformer import ModelConfig
 from r1jax.rewards import total_rewards
-from r1jax.sampler import SampleConfig
 from r1jax.tokenizer import Tokenizer
 from r1jax.types import Batch, Problem, Reward, Score
 
@@ -47,42 +48,75 @@ def sample(params, problems: Sequence[Problem], group_size: int, **options) -> R
 
 
 def sample_parts(params, problems: Sequence[Problem], group_size: int, *, model: ModelConfig, tokenizer: Tokenizer,
-                 cfg: SampleConfig, seed: int, step: int, prompts_at_once: int = 0, encode=None) -> Iterator[Rollouts]:
-  """The answers to `prompts_at_once` problems after another (0: all at once), for rewards to begin with the first.
+                 cfg: SampleConfig, seed: int, step: int, prompts_at_once: int = 0, encode=None, budget_N=None,
+                 stats: slots.Stats | None = None) -> Iterator[Rollouts]:
+  """The answers to the first problems, then to the next, in order, for rewards to begin with the first.
 
-  prompts_at_once bounds memory; what is sampled does not depend on it. encode: prompts' texts -> token lists, such as
-  a chat template; None: the tokenizer's plain encoding.
+  With cfg.slots the problems' answers wait for free slots; else those of `prompts_at_once` problems run in step (0: of
+  all). Both bound memory; what is sampled depends on neither. encode: prompts' texts -> token lists, such as
+  a chat template; None: the tokenizer's plain encoding. budget_N: tokens of each answer, at most and by default
+  cfg.max_tokens. stats: the sampler's, added to.
   """
-  prompts = (encode or tokenizer.encode_batch)([p.prompt for p in problems])
-  at_once = prompts_at_once or len(problems)
-  met = Counter()
-  again = [met.update([p.id]) or met[p.id] - 1 for p in problems]   # a question asked again gets other answers
-  for i in range(0, len(problems), at_once):
-    part, ids = prompts[i:i + at_once], [p.id for p in problems[i:i + at_once]]
-    count = len(part)
-    short = min(at_once, len(problems)) - count         # the last part is filled up: one shape, one compilation
-    part, ids, times = (x + [x[-1]] * short for x in (part, ids, again[i:i + at_once]))
-    prompt_BP = train.pad_rows(part, train.bucket(max(map(len, part))), tokenizer.end_id)
-    keys_N = sampler.sample_keys(seed, step, jnp.asarray(ids, jnp.int32),
-                                 jnp.asarray(times, jnp.int32)[:, None] * group_size + jnp.arange(group_size))
-    state = sampler.sample(params, prompt_BP, jnp.asarray([len(p) for p in part], jnp.int32), keys_N, model=model,
-                           cfg=cfg, end_id=tokenizer.end_ids)
-    said = functools.partial(_said, np.asarray(state.length_N)[:count * group_size])
-    answers = [a.tolist() for a in said(state.token_NA)]
-    experts = {}
-    if model.moe:
-      prompt_expert_BPLk = np.asarray(state.prompt_expert_BPLk)
-      experts = dict(prompt_experts=[prompt_expert_BPLk[b, :len(part[b])].copy() for b in range(count)],
-                     experts=said(state.expert_NALk))
-    yield Rollouts(list(problems[i:i + count]), part[:count], answers, said(state.logp_NA),
-                   [tokenizer.decode(a) for a in answers], ~np.asarray(state.ended_N)[:len(answers)], **experts,
-                   kept=said(state.kept_NAk) if cfg.keep_mask else None)
+  jobs = jobs_of(problems, group_size, tokenizer=tokenizer, cfg=cfg, seed=seed, step=step, encode=encode,
+                 budget_N=budget_N)
+  at_once = len(problems) if cfg.slots else prompts_at_once or len(problems)
+  for first in range(0, len(problems), at_once):
+    part = jobs[first * group_size:(first + at_once) * group_size]
+    lanes, width = (cfg.slots // cfg.width, cfg.width) if cfg.slots else (at_once, group_size)
+    said: dict[int, slots.Said] = {}
+    given = 0
+    for i, answer in slots.run(params, part, model=model, cfg=cfg, end_id=tokenizer.end_ids, lanes=lanes, width=width,
+                               stop=stop_at(tokenizer, cfg.stop), stats=stats):
+      said[i] = answer
+      ready = given                    # whole groups, in the order of their problems
+      while all(ready * group_size + g in said for g in range(group_size)):
+        ready += 1
+      # rewards are worth beginning with, a loop over a few groups is not
+      if ready > given and (len(said) == len(part) or (ready - given) * 4 * group_size >= len(part)):
+        rows = range(given * group_size, ready * group_size)
+        yield rollouts_of(problems[first + given:first + ready], [part[n].prompt for n in rows[::group_size]],
+                          [said[n] for n in rows], tokenizer)
+        given = ready
 
 
-def _said(length_N, x_NA) -> list[np.ndarray]:
-  """What belongs to each answer's tokens, without the padding."""
-  x_NA = np.asarray(x_NA)
-  return [x_NA[n, :length].copy() for n, length in enumerate(length_N)]
+def jobs_of(problems: Sequence[Problem], group_size: int, *, tokenizer: Tokenizer, cfg: SampleConfig, seed: int,
+            step: int, encode=None, budget_N=None, asked: Counter | None = None) -> list[slots.Job]:
+  """What is to be drawn: group_size answers to each problem. asked: how often each id was asked before in this step."""
+  prompts = [tuple(p) for p in (encode or tokenizer.encode_batch)([p.prompt for p in problems])]
+  asked = Counter() if asked is None else asked
+  again_B = np.asarray([asked.update([p.id]) or asked[p.id] - 1 for p in problems], np.int32)
+  # a question that is asked again gets other answers
+  keys_N = sampler.sample_keys(seed, step, jnp.asarray([p.id for p in problems], jnp.int32),
+                               jnp.asarray(again_B)[:, None] * group_size + jnp.arange(group_size))
+  data_N = np.asarray(jax.random.key_data(keys_N))
+  budgets = np.full(len(data_N), cfg.max_tokens) if budget_N is None else np.asarray(budget_N)
+  if budgets.shape != (len(data_N),) or budgets.min() < 1 or budgets.max() > cfg.max_tokens:
+    raise ValueError(f"budgets {budgets.shape} from {budgets.min()} to {budgets.max()} must be {len(data_N)} numbers"
+                     f" within 1 and sampling.max_tokens={cfg.max_tokens}")
+  return [slots.Job(prompts[n // group_size], data_N[n], int(budgets[n])) for n in range(len(data_N))]
+
+
+def stop_at(tokenizer: Tokenizer, texts: tuple[str, ...]):
+  """tokens -> how many there are when the first of the texts is complete, or None. None where there are no texts."""
+  if not texts:
+    return None
+  holds = lambda tokens: any(text in tokenizer.decode(tokens) for text in texts)
+
+  def stop(tokens):
+    if not holds(tokens):
+      return None
+    return bisect.bisect_left(range(len(tokens) + 1), True, key=lambda k: holds(tokens[:k]))
+  return stop
+
+
+def rollouts_of(problems, prompts, said: Sequence[slots.Said], tokenizer: Tokenizer) -> Rollouts:
+  """Answers that have come out of the sampler, prompt-major."""
+  G = len(said) // len(problems)
+  column = lambda name: None if getattr(said[0], name) is None else [getattr(s, name) for s in said]
+  prompt_experts = column("prompt_experts")
+  return Rollouts(list(problems), [list(p) for p in prompts], [s.tokens for s in said], [s.logps for s in said],
+                  [tokenizer.decode(s.tokens) for s in said], np.asarray([not s.ended for s in said]),
+                  prompt_experts and prompt_experts[::G], column("experts"), column("kept"))
 
 
 def score(rollouts: Rollouts, terms: dict[str, tuple[float, Reward]], truncated: str = "wrong", pool=None):

@@ -115,7 +115,8 @@ def prefill(params, prompt_BP, length_B, *, model: ModelConfig, cfg: SampleConfi
     cache = transformer.cached(model, kept.kv, dtype)
     experts = _by_token(model, kept) if model.moe else None
     if by_mtp:
-      mtp_cache = transformer.cached(model, (drafts.mtp_prompt(params, model, hidden_BPD, next_BP, position_BP),), dtype)
+      pairs = drafts.mtp_prompt(params, model, hidden_BPD, next_BP, position_BP)
+      mtp_cache = transformer.cached(model, (pairs,), dtype)
   else:
     pad = -P % chunk
     token_BP, next_BP = (jnp.pad(x, ((0, 0), (0, pad))) for x in (prompt_BP, next_BP))
@@ -210,11 +211,11 @@ def rows(params, prompts: Prompts, key_N, *, model: ModelConfig, cfg: SampleConf
     pending=drawing.Drawn(jnp.full(N, ends(end_id)[0], jnp.int32), jnp.zeros(N), kept_Nk),
     cache=transformer.empty_cache(model, N, columns, dtype), column=jnp.int32(0),
     valid_NW=jnp.zeros((N, columns), bool), token_NW=jnp.zeros((N, columns), jnp.int32),
-    logp_NW=jnp.zeros((N, columns)), count={k: jnp.int32(0) for k in COUNTS}, **more)
+    logp_NW=jnp.zeros((N, columns)), count={k: jnp.int32(N if k == "rows" else 0) for k in COUNTS}, **more)
 
 
-# all since the state was made; `few`: steps in which fewer than half of the rows were at work
-COUNTS = ("steps", "few", "work", "tokens", "guessed", "right")
+# all since the state was made; `few`: steps in which fewer than half of the first number of rows were at work
+COUNTS = ("rows", "steps", "few", "work", "tokens", "guessed", "right")
 
 
 @functools.partial(jax.jit, static_argnames=("model", "cfg", "end_id"), donate_argnames="state")
@@ -318,7 +319,8 @@ def step(params, model: ModelConfig, cfg: SampleConfig, end_id, turned: rope.Tab
     more |= dict(mtp=(new,), hidden_ND=pick(last(hidden_NSD), state.hidden_ND))
   drew_N = jnp.where(working_N, 1 + right_N, 0)
   work = working_N.sum()
-  add = dict(steps=1, few=2 * work < N, work=work, tokens=drew_N.sum(), guessed=work * (S - 1), right=right_N.sum())
+  add = dict(rows=0, steps=1, few=2 * work < state.count["rows"], work=work, tokens=drew_N.sum(),
+             guessed=work * (S - 1), right=right_N.sum())
   return state.replace(
     cache=kept.kv, column=at + S, valid_NW=columns(state.valid_NW, used_NS), token_NW=columns(state.token_NW, token_NS),
     logp_NW=columns(state.logp_NW, shifted(state.pending.logp_N, drawn.logp_N)), length_N=state.length_N + drew_N,
@@ -338,7 +340,7 @@ def advance(params, state: SampleState, steps, *, model: ModelConfig, cfg: Sampl
 
 @functools.partial(jax.jit, static_argnames=("model", "columns"))
 def repack(state: SampleState, *, model: ModelConfig, columns: int) -> SampleState:
-  """The same rows with their valid columns at the front, in `columns` of them: holes closed, room made or given back."""
+  """The same rows with their valid columns at the front, in `columns` of them: holes closed, room made or given up."""
   order_NW = jnp.argsort(~state.valid_NW, axis=1, stable=True)
   order_NW = _pad(order_NW[:, :columns], columns, 1)
 
@@ -363,10 +365,20 @@ def widen(state: SampleState, *, model: ModelConfig, columns: int) -> SampleStat
   return state.replace(cache=_columns(model, grow, state.cache), mtp=_columns(model, grow, state.mtp), **of_columns)
 
 
+@functools.partial(jax.jit, static_argnames=("width",))
+def only(state: SampleState, lane_b, *, width: int) -> SampleState:
+  """The state of these lanes alone, with their `width` rows each."""
+  row_n = (lane_b[:, None] * width + jnp.arange(width)).reshape(-1)
+  take = lambda tree, at: jax.tree.map(lambda x: x[at], tree)
+  shared = dict(column=state.column, count=state.count)
+  of_rows = state.replace(prompts=None, column=None, count=None)
+  return take(of_rows, row_n).replace(prompts=take(state.prompts, lane_b), **shared)
+
+
 @functools.partial(jax.jit, static_argnames=("length", "end_id"))
 def answers(state: SampleState, *, length: int, end_id) -> Answers:
   """What the rows have said, left-aligned in `length` columns."""
-  (N, W), own_N = state.valid_NW.shape, state.length_N - state.before_N
+  N, own_N = len(state.valid_NW), state.length_N - state.before_N
   order_NW = jnp.argsort(~state.valid_NW, axis=1, stable=True)
   order_NA = _pad(order_NW[:, :length], length, 1)
   last_NA = jnp.arange(length) == own_N[:, None] - 1

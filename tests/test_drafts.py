@@ -68,7 +68,7 @@ def test_look_up_by_hand():
   text = np.array([[7, 8, 9, 7, 8, -1], [1, 2, 3, 2, -1, -1], [4, -1, -1, -1, -1, -1], [-1, 5, 6, 5, 5, -1]])
   token = np.array([[8], [2], [4], [5]])
   got = drafts.lookup(jnp.asarray(text), jnp.array([5, 4, 1, 5]), jnp.asarray(token), 2)
-  # the pair 7 8 and what followed; 2 alone and what followed; nothing; the latest 5 has no pair, 5 followed it: past the end 0
+  # the pair 7 8 and what followed; 2 alone; nothing; 5 alone, and 5 followed it, and past the end 0
   np.testing.assert_array_equal(got, [[8, 9, 7], [2, 3, 2], [4, 0, 0], [5, 5, 0]])
 
 

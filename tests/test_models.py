@@ -133,8 +133,8 @@ def test_rope_by_hand():
 
 def test_rope_lookup_is_the_table_of_those_positions_and_nan_beyond_it():
   every = rope.table(RopeConfig(100.0), jnp.arange(9)[None], 8)
-  position_N = jnp.array([3, 0, 8])
-  for a, b in zip(rope.lookup(every, position_N[:, None]), rope.table(RopeConfig(100.0), position_N[:, None], 8), strict=True):
+  position_N1 = jnp.array([[3], [0], [8]])
+  for a, b in zip(rope.lookup(every, position_N1), rope.table(RopeConfig(100.0), position_N1, 8), strict=True):
     np.testing.assert_array_equal(a, b)
   assert np.isnan(rope.lookup(every, jnp.array([[9]])).cos).all()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import weights
 
-from r1jax import drawing, grpo, optimizer, rollout, sampler, tokenizer, train
+from r1jax import drawing, grpo, optimizer, rollout, tokenizer, train
 from r1jax.models import moe, mtp, transformer
 from r1jax.models.deepseek import PRESETS
 from r1jax.models.moe import MoEConfig

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from r1jax.kernels.decode_attention import decode_latent_attention, quantise

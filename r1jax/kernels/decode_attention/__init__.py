@@ -1,5 +1,7 @@
-import jax, jax.numpy as jnp
-MASKED=-1e30
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e30
 def decode_attention(q_NSHC, prompt, prompt_length_B, own, sees_NSA, impl=None):
   N, S, H, C = q_NSHC.shape
   B, K, _, P = prompt[0].shape
