@@ -81,15 +81,16 @@ def run(params, jobs: Sequence[Job], *, model: ModelConfig, cfg: SampleConfig, e
   static = dict(model=model, cfg=cfg, end_id=end_id)
   queue = _Queue(jobs, lanes, width)
   looks = bool(cfg.slots or stop or enough)          # else nothing happens before all have ended
-  state, columns, began = None, 0, time.monotonic()
+  state, columns, began, counted = None, 0, time.monotonic(), dict.fromkeys(sampler.COUNTS, 0)
   while queue.fill():
     state, columns = _load(params, state, columns, queue, static)
     columns, state = _room(state, columns, queue, cfg, model)
-    before, t = jax.device_get(state.count), time.monotonic()
+    t = time.monotonic()
     state = sampler.advance(params, state, cfg.chunk if looks else columns, **static)
     done_N, length_N, count = jax.device_get((state.done_N, state.length_N, state.count))
     queue.length_N = length_N
-    _count(stats, before, count, time.monotonic() - t)
+    _count(stats, counted, count, time.monotonic() - t)
+    counted = count
     for i, said in _finished(state, queue, done_N, columns, end_id, stop):
       stats.seconds, began = stats.seconds + time.monotonic() - began, time.monotonic()
       yield i, said

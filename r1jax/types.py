@@ -48,3 +48,4 @@ class TrainState:
   opt_state: Any
   ref_params: Any = None          # the KL reference; None where the stage has none
   critic: Any = None              # PPO: the critic's own TrainState
+  carry: Any = None               # partial rollouts: the answers under way (partial.py)

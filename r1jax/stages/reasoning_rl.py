@@ -16,15 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import collect, credit, critic, data, grpo, loop, optimizer, rollout, train
+from r1jax import collect, credit, critic, data, grpo, loop, optimizer, partial, rollout, slots, train
 from r1jax.critic import CriticConfig
+from r1jax.drawing import SampleConfig
 from r1jax.evals import evaluate
 from r1jax.grpo import LossConfig
 from r1jax.loop import SaveConfig
 from r1jax.models import moe
 from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
-from r1jax.sampler import SampleConfig
 from r1jax.types import Task
 
 
@@ -48,6 +48,8 @@ class RLConfig:
   zero_variance: str = "keep"            # groups whose rewards agree: keep (KL acts on them) or drop from the loss
   dynamic_sampling: int = 0              # up to so many times the questions are sampled, until enough groups do not
                                          # agree (DAPO); 0: off
+  partial: int = 0                       # questions under way beyond those of an update; their unfinished answers go
+                                         # on in the next rollout (partial.py); 0: off. Needs sampling.slots
   critic: CriticConfig | None = None     # loss.advantage=gae only
   eval_every: int = 10                   # rollouts between greedy evaluations on held-out problems; 0: only at the ends
   checkpoint: SaveConfig = dataclasses.field(default_factory=SaveConfig)
@@ -77,6 +79,11 @@ class RLConfig:
       raise ValueError("reasoning_rl.sampling.temperature=0: greedy answers of a group are all the same")
     if not self.rewards:
       raise ValueError("reasoning_rl.rewards is empty")
+    if self.partial < 0 or (self.partial and (not self.sampling.slots or self.dynamic_sampling)):
+      raise ValueError(f"reasoning_rl.partial={self.partial} needs sampling.slots={self.sampling.slots} above 0 and"
+                       f" dynamic_sampling={self.dynamic_sampling} off")
+    if self.partial and (self.sampling.keep_mask or self.loss.advantage == "gae"):
+      raise ValueError(f"reasoning_rl.partial={self.partial}: neither sampling.keep_mask nor a critic go with it")
     if self.dynamic_sampling < 0 or self.dynamic_sampling == 1:
       raise ValueError(f"reasoning_rl.dynamic_sampling={self.dynamic_sampling} must be 0 (off) or at least 2")
     if not 0 <= self.overlong_cushion <= self.sampling.max_tokens:
@@ -138,12 +145,20 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
 
   def advance(state, unit):
     began = time.monotonic()
-    problems = [task.problem(i) for i in data.positions(unit, cfg.questions_per_rollout * max(cfg.dynamic_sampling, 1),
-                                                        task.size, seed)]
-    sample = lambda problems: rollout.sample_parts(
-      state.params, problems, cfg.group_size, model=model, tokenizer=task.tokenizer, cfg=cfg.sampling, seed=seed,
-      step=unit, prompts_at_once=cfg.prompts_at_once, encode=task.encode)
-    scored = collect.collect(cfg, problems, sample, lambda part: rollout.judge(part, terms, cfg.truncated, pool))
+    stats, carry, stale = slots.Stats(), state.carry, 0.0
+    state = state.replace(carry=None)          # an update has nothing to do with it
+    judge = lambda part: rollout.judge(part, terms, cfg.truncated, pool)
+    if cfg.partial:
+      problem_at = lambda place: task.problem(data.positions(place, 1, task.size, seed)[0])
+      scored, carry, stale = partial.collect(cfg, task, problem_at, state.params, carry, judge, model=model, seed=seed,
+                                             unit=unit, stats=stats)
+    else:
+      problems = [task.problem(i) for i in data.positions(
+        unit, cfg.questions_per_rollout * max(cfg.dynamic_sampling, 1), task.size, seed)]
+      sample = lambda problems: rollout.sample_parts(
+        state.params, problems, cfg.group_size, model=model, tokenizer=task.tokenizer, cfg=cfg.sampling, seed=seed,
+        step=unit, prompts_at_once=cfg.prompts_at_once, encode=task.encode, stats=stats)
+      scored = collect.collect(cfg, problems, sample, judge)
     rollouts, parts, same_N = scored.rollouts, scored.parts, scored.same_N
     reward_N = scored.reward_N + collect.overlong(cfg, rollouts)
     if cfg.overlong_cushion:   # dynamic sampling looks at the rewards proper, what is learnt from at all
@@ -155,7 +170,9 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
       batch = batch.replace(prompt_expert_BPLk=None, expert_NALk=None)
     if cfg.loss.kl_coef:
       batch = batch.replace(ref_logp_NA=score(state.ref_params, batch))
-    if cfg.minibatches > 1:    # with one update the policy is the one that sampled: its ratio is 1
+    if cfg.partial:            # each token's ratio is against the policy that drew it
+      batch = batch.replace(old_logp_NA=batch.sampler_logp_NA)
+    elif cfg.minibatches > 1:  # with one update the policy is the one that sampled: its ratio is 1
       batch = batch.replace(old_logp_NA=score(state.params, batch, replay(batch)))
     if cfg.critic:
       batch = batch.replace(old_value_NA=np.asarray(critic.values(
@@ -177,11 +194,15 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     if cfg.loss.kl_coef and cfg.reference_refresh and (first_step + cfg.minibatches) % cfg.reference_refresh == 0:
       state = state.replace(ref_params=jax.tree.map(jnp.copy, state.params))
 
+    state = state.replace(carry=carry)
     row = summary(rollouts, reward_N, parts, same_N) | {k: float(m.value()) for k, m in total.items()}
     ended = time.monotonic()
     row |= {"lr": float(rate(learnt)), "tokens_per_s": sum(map(len, rollouts.answers)) / (ended - began),
             "seconds/rollout": rewarded - began - scored.seconds, "seconds/reward": scored.seconds,
             "seconds/update": ended - rewarded}
+    row |= {f"sampler/{name}": value for name, value in stats.row().items()}
+    if cfg.partial:
+      row["stale_token_share"] = stale
     if pool:      # since the process began
       row |= {f"verifier/{name}": count for name, count in pool.counts().items()}
     if cfg.dynamic_sampling:
@@ -201,6 +222,8 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
 def first_state(cfg: RLConfig, params, model: ModelConfig, updates: int = 1):
   """Update 0 of the policy, with its reference and its critic if it has them."""
   state = train.init_state(params, optimizer.make(cfg.optimizer, updates), reference=cfg.loss.kl_coef > 0)
+  if cfg.partial:
+    state = state.replace(carry=partial.empty(cfg))
   if cfg.critic:
     value_params = critic.init(params, model)
     state = state.replace(critic=train.init_state(value_params, optimizer.make(cfg.critic.optimizer, updates)))
