@@ -1,43 +1,71 @@
-import jax
-import jax.numpy as jnp
+"""Attention of decode steps: a few new tokens of every row look at their prompt's cache, shared by the G answers to it,
+and at their own row's cache. For grouped queries and for the latents of MLA's absorbed form.
 
-MASKED = -1e30
-def decode_attention(q_NSHC, prompt, prompt_length_B, own, sees_NSA, impl=None):
-  N, S, H, C = q_NSHC.shape
-  B, K, _, P = prompt[0].shape
-  A = own[0].shape[3]
-  E = own[1].shape[3]
-  G, R = N // B, H // K
-  q_NKMC = (q_NSHC.reshape(N, S, K, R, C) * C**-0.5).swapaxes(1, 2).reshape(N, K, S * R, C)
-  q_BKMC = q_NKMC.reshape(B, G, K, S * R, C).swapaxes(1, 2).reshape(B, K, G * S * R, C)
-  f32 = dict(preferred_element_type=jnp.float32)
-  to_prompt = jnp.einsum("bkmc,bkcp->bkmp", q_BKMC, prompt[0].astype(q_BKMC.dtype), **f32)
-  if len(prompt) > 2: to_prompt *= prompt[2][:, :, None]
-  to_prompt = jnp.where(jnp.arange(P) < prompt_length_B[:, None, None, None], to_prompt, MASKED)
-  to_prompt = to_prompt.reshape(B, K, G, S * R, P).swapaxes(1, 2).reshape(N, K, S * R, P)
-  to_own = jnp.einsum("nkmc,nkca->nkma", q_NKMC, own[0].astype(q_NKMC.dtype), **f32)
-  if len(own) > 2: to_own *= own[2][:, :, None]
-  sees = jnp.repeat(sees_NSA, R, axis=1)[:, None]
-  to_own = jnp.where(sees, to_own, MASKED)
-  weight = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1), axis=-1)
-  w_prompt = weight[..., :P].reshape(B, G, K, S * R, P).swapaxes(1, 2).reshape(B, K, G * S * R, P)
-  w_own = weight[..., P:]
-  if len(prompt) > 2: w_prompt, w_own = w_prompt * prompt[3][:, :, None], w_own * own[3][:, :, None]
-  dt = q_NSHC.dtype
-  o_prompt = jnp.einsum("bkmp,bkpc->bkmc", w_prompt.astype(dt), prompt[1].astype(dt))
-  o_prompt = o_prompt.reshape(B, K, G, S * R, E).swapaxes(1, 2).reshape(N, K, S * R, E)
-  o = o_prompt + jnp.einsum("nkma,nkac->nkmc", w_own.astype(dt), own[1].astype(dt))
-  return o.reshape(N, K, S, R, E).swapaxes(1, 2).reshape(N, S, H, E)
-def decode_latent_attention(q_NSHX, prompt, prompt_length_B, own, sees_NSA, kv_rank, impl=None):
-  N, S, H, X = q_NSHX.shape
-  scaled = isinstance(prompt, tuple)
-  px, ps = prompt if scaled else (prompt, None)
-  ox, os_ = own if scaled else (own, None)
-  f = lambda x, s: (jnp.swapaxes(x, 1, 2)[:, None], x[:, None, :, :kv_rank], *(() if s is None else (s[:, None], s[:, None])))
-  return decode_attention(q_NSHX, f(px, ps), prompt_length_B, f(ox, os_), sees_NSA)
-def quantise(x, dtype, axis=-1):
-  most = 127.0 if dtype == jnp.int8 else 448.0
-  scale = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=axis, keepdims=True) / most
-  q = x.astype(jnp.float32) / jnp.where(scale == 0, 1.0, scale)
-  q = jnp.round(q) if dtype == jnp.int8 else q
-  return q.astype(dtype), jnp.squeeze(scale, axis)
+ref.py says what it computes. On CPU xla.py does it. Caches may be f32, bf16, or 8 bits with scales (quantise.py).
+There is no gradient: nothing is learned through a decode step, and jax.grad says so.
+Letters: S query tokens of a row, E value channels, X latent channels (those of the value, Z, first); the rest in
+r1jax/types.py. A row's own cache has A columns.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+
+from r1jax.kernels.decode_attention import cache, ref, xla
+from r1jax.kernels.decode_attention.quantise import quantise
+
+__all__ = ["IMPLS", "decode_attention", "decode_latent_attention", "quantise"]
+
+IMPLS = ("xla", "ref")
+
+
+def decode_attention(q_NSHC, prompt, prompt_length_B, own, sees_NSA, impl: str | None = None):
+  """softmax(q k^T / sqrt(C)) v over [prompt, own] of every row: [N, S, H, E], in q's dtype.
+
+  Rows n = b * G + g belong to prompt b. prompt: (k [B, K, C, P], v [B, K, P, E]), valid up to prompt_length_B. own: (k
+  [N, K, C, A], v [N, K, A, E]). Of int8 or float8_e4m3fn: (k, v, k_scale, v_scale), scales f32 [.., K, T].
+  sees_NSA: bool, the columns of the own cache that each query token sees; it sees one at least, or its prompt has a
+  token. impl: one of IMPLS; None takes the one for the platform that is lowered for.
+  """
+  prompt, own = cache.parts("prompt", prompt), cache.parts("own", own)
+  cache.check(q_NSHC, prompt, prompt_length_B, own, sees_NSA)
+  return _run(q_NSHC, prompt, prompt_length_B, own, sees_NSA, None, _known(impl))
+
+
+def decode_latent_attention(q_NSHX, prompt_BPX, prompt_length_B, own_NAX, sees_NSA, kv_rank: int,
+                            impl: str | None = None):
+  """The same over latents: one key head [.., X], whose first kv_rank channels are the value: [N, S, H, kv_rank].
+
+  Scores are divided by the root of X. Of int8 or float8_e4m3fn, a cache is (x, scale), scale f32 [.., T].
+  """
+  prompt, own = cache.latents("prompt", prompt_BPX), cache.latents("own", own_NAX)
+  cache.check_latents(q_NSHX, prompt, prompt_length_B, own, sees_NSA, kv_rank)
+  return _run(q_NSHX, prompt, prompt_length_B, own, sees_NSA, kv_rank, _known(impl))
+
+
+def _known(impl):
+  if impl not in (None, *IMPLS):
+    raise ValueError(f"impl={impl!r} is none of {IMPLS}")
+  return impl
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6))        # traced once, however many layers call it
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _run(q, prompt, prompt_length_B, own, sees_NSA, kv_rank, impl):
+  def of(module):
+    if kv_rank is None:
+      return module.decode_attention
+    return functools.partial(module.decode_latent_attention, kv_rank=kv_rank)
+  args = (q, prompt, prompt_length_B, own, sees_NSA)
+  if impl:
+    return of(dict(xla=xla, ref=ref)[impl])(*args)
+  return of(xla)(*args)
+
+
+def _no_gradient(*_):
+  raise NotImplementedError("decode attention has no gradient: nothing is learned through a decode step")
+
+
+_run.__wrapped__.defvjp(_no_gradient, _no_gradient)
