@@ -97,13 +97,14 @@ class Once(loop.Stop):
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_bits_and_learns_against_the_old_log_probs(tmp_path):
   fresh = lambda: jax.tree.map(jnp.array, weights(MODEL))
-  run = lambda folder, stop=None: reasoning_rl.run(CFG, TASK, tmp_path / folder, fresh(), model=MODEL, seed=0, stop=stop)
+  run = lambda folder, stop=None: reasoning_rl.run(CFG, TASK, tmp_path / folder, fresh(), model=MODEL, seed=0,
+                                                   stop=stop)
   whole = run("whole")
   with pytest.raises(loop.Interrupted):
     run("cut", Once(1))
   again = run("cut")
   jax.tree.map(np.testing.assert_array_equal, whole, again)
-  rows = read(tmp_path / "whole")
+  rows = read(tmp_path / "whole" / "metrics.jsonl")
   assert [row["stale_token_share"] > 0 for row in rows] == [False, True, True, True]
   assert rows[0]["ratio_max"] == pytest.approx(1, abs=1e-4) and rows[2]["ratio_max"] > 1.001
   assert all(0 < row["sampler/occupancy"] <= 1 for row in rows)
