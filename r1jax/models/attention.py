@@ -13,12 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from r1jax.kernels import attention as kernels
 from r1jax.kernels.decode_attention import decode_attention, quantise
 from r1jax.models import rope
 from r1jax.models.layers import linear, norm_params, rms_norm
 from r1jax.models.param import Param, normal, zeros
-
-MASKED = -1e30   # not -inf: a row with nothing to see must stay finite
 
 
 class KV(NamedTuple):
@@ -78,35 +77,13 @@ def block(p, cfg, x_NTD, turned: rope.Table, attend, cache=None):
   return linear(o_NTHC, p["out"], axes=2), kept
 
 
-def _sees(R: int, T: int):
-  """[R * T, T]: query heads of one key head lie one after the other; token t sees itself and what came before."""
-  return jnp.tile(jnp.tril(jnp.ones((T, T), bool)), (R, 1))
-
-
-def _scores(q, k, sees):
-  """q k^T where `sees`, f32. One axis of queries [..., M, C], M = heads x tokens: the gradients contract one axis."""
-  score = jnp.einsum("...mc,...sc->...ms", q, k, preferred_element_type=jnp.float32)
-  return jnp.where(sees, score, MASKED)
-
-
 def causal(q_NTHC, kv: KV, cache=None, segment_NT=None):
   """Each token sees itself and what came before. Right-padding needs no mask: it is never looked at.
 
   segment_NT: of packed rows; a token sees its own segment alone. Returns [N, T, H, C], and kv as the cache to keep.
   """
   del cache
-  N, T, H, C = q_NTHC.shape
-  K = kv.k.shape[1]
-  R = H // K
-  q_NKMC = q_NTHC.reshape(N, T, K, R, C).transpose(0, 2, 3, 1, 4).reshape(N, K, R * T, C) * C**-0.5
-  sees = _sees(R, T)
-  if segment_NT is not None:
-    same_NTT = segment_NT[:, :, None] == segment_NT[:, None, :]
-    sees = sees & jnp.tile(same_NTT, (1, R, 1))[:, None]
-  weight_NKMT = jax.nn.softmax(_scores(q_NKMC, kv.k, sees), axis=-1).astype(kv.v.dtype)
-  o_NKMC = weight_NKMT @ kv.v
-  o_NTKRC = o_NKMC.reshape(N, K, R, T, kv.v.shape[3]).transpose(0, 3, 1, 2, 4)
-  return o_NTKRC.reshape(N, T, H, kv.v.shape[3]), kv
+  return kernels.attention(q_NTHC, kv.k, kv.v, segment_NT), kv
 
 
 def shared_prompt(P: int, G: int, prompt_length_B, q_BSHC, kv: KV, cache=None):
@@ -116,32 +93,13 @@ def shared_prompt(P: int, G: int, prompt_length_B, q_BSHC, kv: KV, cache=None):
   and gradient, as if each answer stood behind a prompt of its own. Returns [B, S, H, C], and None.
   """
   del cache
-  B, S, H, C = q_BSHC.shape
-  K = kv.k.shape[1]
-  A, R = (S - P) // G, H // K
-  o_BPHC, _ = causal(q_BSHC[:, :P], KV(kv.k[:, :, :P], kv.v[:, :, :P]))
-  q_BKGMC = q_BSHC[:, P:].reshape(B, G, A, K, R, C).transpose(0, 3, 1, 4, 2, 5).reshape(B, K, G, R * A, C) * C**-0.5
-  k_BKGAC, v_BKGAC = (x[:, :, P:].reshape(B, K, G, A, x.shape[3]) for x in kv)
-  valid_B11P = jnp.arange(P) < prompt_length_B[:, None, None, None]
-  to_prompt = _scores(q_BKGMC.reshape(B, K, G * R * A, C), kv.k[:, :, :P], valid_B11P).reshape(B, K, G, R * A, P)
-  to_own = _scores(q_BKGMC, k_BKGAC, _sees(R, A))
-  # one softmax over both parts
-  highest = jnp.maximum(to_prompt.max(-1, keepdims=True), to_own.max(-1, keepdims=True, initial=MASKED))
-  highest = jax.lax.stop_gradient(highest)
-  to_prompt, to_own = jnp.exp(to_prompt - highest), jnp.exp(to_own - highest)
-  total = to_prompt.sum(-1, keepdims=True) + to_own.sum(-1, keepdims=True)
-  to_prompt, to_own = to_prompt.astype(kv.v.dtype), to_own.astype(kv.v.dtype)
-  o_BKMC = to_prompt.reshape(B, K, G * R * A, P) @ kv.v[:, :, :P]
-  o_BKGMC = o_BKMC.reshape(B, K, G, R * A, kv.v.shape[3]) + to_own @ v_BKGAC
-  o_BKGRAC = (o_BKGMC / total).astype(kv.v.dtype).reshape(B, K, G, R, A, kv.v.shape[3])
-  o_BSHC = o_BKGRAC.transpose(0, 2, 4, 1, 3, 5).reshape(B, G * A, H, kv.v.shape[3])
-  return jnp.concatenate([o_BPHC, o_BSHC], axis=1), None
+  return kernels.shared_prompt(P, G, prompt_length_B, q_BSHC, kv.k, kv.v), None
 
 
 def cached(kv: KV, dtype) -> Cached:
   """Keys and values [N, K, T, C] as a decode step wants them."""
   if narrow(dtype):
-    (k, k_scale), (v, v_scale) = (quantise(x, dtype) for x in kv)
+    (k, k_scale), (v, v_scale) = (quantise(x, dtype, 3) for x in kv)
     return Cached(k.swapaxes(2, 3), v, k_scale, v_scale)
   return Cached(kv.k.swapaxes(2, 3).astype(dtype), kv.v.astype(dtype))
 

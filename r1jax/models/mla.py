@@ -91,7 +91,7 @@ COLUMNS = Cached(1, None, 1, None)
 def cached(kv: KV, dtype) -> Cached:
   """Latents [N, 1, T, X] as a decode step wants them."""
   if attention.narrow(dtype):
-    x_NTX, scale_NT = quantise(kv.k[:, 0], dtype)
+    x_NTX, scale_NT = quantise(kv.k[:, 0], dtype, 2)
     return Cached(x_NTX, k_scale=scale_NT)
   return Cached(kv.k[:, 0].astype(dtype))
 
