@@ -40,7 +40,8 @@ def logprobs_and_routing(params, model: ModelConfig, prompt_BP, prompt_length_B,
   N, A = answer_NA.shape
   logp_M, entropy_M = losses.token_logprobs(hidden_NAD.reshape(N * A, -1), transformer.head(params),
                                             answer_NA.reshape(-1), temperature, model.logit_chunk,
-                                            None if kept_NAk is None else kept_NAk.reshape(N * A, -1))
+                                            None if kept_NAk is None else kept_NAk.reshape(N * A, -1),
+                                            tied=model.tied_head)
   return logp_M.reshape(N, A), entropy_M.reshape(N, A), routing
 
 
@@ -76,7 +77,8 @@ def packed_logprobs(params, model: ModelConfig, packed: Packed, temperature: flo
   hidden_NTD, _ = transformer.forward(params, model, packed.token_NT, packed.position_NT, attend,
                                       mask_NT=(packed.segment_NT > 0).astype(jnp.float32))
   logp_M, _ = losses.token_logprobs(hidden_NTD[:, :-1].reshape(N * (T - 1), -1), transformer.head(params),
-                                    packed.token_NT[:, 1:].reshape(-1), temperature, model.logit_chunk)
+                                    packed.token_NT[:, 1:].reshape(-1), temperature, model.logit_chunk,
+                                    tied=model.tied_head)
   return jnp.pad(logp_M.reshape(N, T - 1), ((0, 0), (1, 0)))
 
 

@@ -33,5 +33,5 @@ def loss(p, cfg, hidden_NTD, token_NT, mask_NT, position_NT) -> losses.Mean:
   hidden_NTD, _ = forward(p, cfg, hidden_NTD[:, :-2], token_NT[:, 1:-1], position_NT[:, :-2])
   target_NT = token_NT[:, 2:]
   logp_M, _ = losses.token_logprobs(hidden_NTD.reshape(-1, cfg.dim), transformer.head(p), target_NT.reshape(-1), 1.0,
-                                    cfg.logit_chunk)
+                                    cfg.logit_chunk, tied=cfg.tied_head)
   return losses.cross_entropy(logp_M.reshape(target_NT.shape), mask_NT[:, 2:])

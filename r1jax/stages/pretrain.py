@@ -81,7 +81,7 @@ def loss(params, batch: Batch, *, model: ModelConfig, cfg: PretrainConfig):
   present_NT = (position_NT < (batch.prompt_length_B + batch.mask_NA.sum(1))[:, None]).astype(jnp.float32)
   hidden_NTD, kept = transformer.forward(params, model, token_NT, position_NT, mask_NT=present_NT)
   logp_M, _ = losses.token_logprobs(hidden_NTD[:, :-1].reshape(N * (T - 1), -1), transformer.head(params),
-                                    token_NT[:, 1:].reshape(-1), 1.0, model.logit_chunk)
+                                    token_NT[:, 1:].reshape(-1), 1.0, model.logit_chunk, tied=model.tied_head)
   total = losses.cross_entropy(logp_M.reshape(N, T - 1), mask_NT[:, 1:])
   metrics = {"cross_entropy": total}
   if model.mtp and cfg.mtp_weight:
