@@ -1,18 +1,23 @@
-"""A function lowered for a platform that this machine has not."""
+"""A function lowered for an accelerator that is not there, as text; compiled for a TPU where libtpu is installed."""
 
 import contextlib
 
 import jax
-from jax import sharding
 
-CALLS = dict(cuda="__gpu$xla.gpu.triton", tpu="tpu_custom_call", cpu="no kernel's call")
+H100 = "NVIDIA H100 80GB HBM3"
 
 
-def lowered(function, platform: str, *args) -> str:
-  """The text of it. jax above 0.10 wants to know which GPU."""
-  card = contextlib.nullcontext()
-  if platform == "cuda" and hasattr(sharding, "AbstractDevice"):
-    device = sharding.AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
-    card = sharding.use_abstract_mesh(sharding.AbstractMesh((1,), ("x",), abstract_device=device))
-  with card:
-    return jax.jit(function).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+def text(f, *args, platform: str) -> str:
+  """The module for `platform` (cuda, tpu or cpu), of arrays or their shapes."""
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
+  with _card() if platform == "cuda" else contextlib.nullcontext():
+    return jax.jit(f).trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
+
+
+def _card():
+  """From jax 0.12 on, Pallas wants to know which card it lowers for."""
+  if not hasattr(jax.sharding, "AbstractDevice"):
+    return contextlib.nullcontext()
+  device = jax.sharding.AbstractDevice(H100, 132, "gpu")
+  auto = (jax.sharding.AxisType.Auto,)
+  return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), auto, abstract_device=device))

@@ -1,15 +1,23 @@
-"""TPUs that can be compiled for and not run: libtpu's compile-only devices."""
+"""TPUs that compile and do not run: libtpu's compile-only devices, on any machine that has the package."""
 
 import importlib.util
 import os
 
+import jax
 import pytest
 
 
 def topology(name: str):
-  """The devices of a topology such as "v5e:2x2"; skips where libtpu is missing."""
+  """The devices of `v5e:2x2` and the like; skips without libtpu."""
   if importlib.util.find_spec("libtpu") is None:
-    pytest.skip("libtpu is not installed (pip install libtpu)")
+    pytest.skip("libtpu is not installed, so there is no compiler for TPUs (pip install libtpu)")
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   from jax.experimental import topologies
   return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+
+
+def compiled(f, *args, name: str = "v5e:2x2"):
+  """f compiled for one such device, of arrays or their shapes."""
+  where = jax.sharding.SingleDeviceSharding(topology(name)[0])
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), args)
+  return jax.jit(f).lower(*shapes).compile()

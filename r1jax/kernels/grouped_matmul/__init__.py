@@ -1,6 +1,12 @@
 """Grouped matmul: rows sorted by expert, each multiplied by its expert's matrix (the products of a dropless MoE layer).
 
-ref.py says what it computes. On CPU blocks.py does it; elsewhere XLA's ragged_dot, whose cost follows the rows there.
+ref.py says what it computes. impl=None takes, by the platform that is lowered for:
+  cpu     "blocks": a loop over blocks of rows in XLA, as ragged_dot there multiplies every row by every expert.
+  cuda    "triton": XLA's ragged_dot is dense there too (jaxlib 0.10.2 makes an array of [M, E D]; openxla/xla 40189).
+          "mosaic_gpu", jax's Hopper kernel, is asked for by name until a card has shown that it is the faster one.
+  tpu     "megablox": XLA's ragged_dot is a kernel forward, but its gradient costs E times as much (cost_analysis of
+          a compile for v5e, v5p and v6e: 33 forwards with 32 experts, 257 with 256; megablox: 2).
+  others  "ragged_dot".
 Letters: M rows, E experts, D input and F output width.
 """
 
@@ -11,9 +17,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from r1jax.kernels.grouped_matmul import blocks, ref
+from r1jax.kernels.grouped_matmul import blocks, pallas_gpu, pallas_tpu, ref
 
-IMPLS = ("blocks", "ragged_dot", "ref")
+IMPLS = ("blocks", "ragged_dot", "triton", "mosaic_gpu", "megablox", "ref")
 BLOCK = 64       # rows; small enough that half-filled last blocks cost little, large enough for a fast product
 
 
@@ -30,13 +36,23 @@ def grouped_matmul(x_MD, w_EDF, count_E, impl: str | None = None, block: int = B
   return _grouped_matmul(x_MD, w_EDF, count_E, impl, block)
 
 
+def _ragged_dot_backward(x_MD, w_EDF, count_E, g_MF):
+  return jax.vjp(lambda x, w: jax.lax.ragged_dot(x, w, count_E), x_MD, w_EDF)[1](g_MF)
+
+
+def _dispatch(impl, of_impl, *args):
+  """The function of `impl` in of_impl, or of the platform, on args."""
+  if impl:
+    return of_impl[impl](*args)
+  return jax.lax.platform_dependent(*args, cpu=of_impl["blocks"], cuda=of_impl["triton"], tpu=of_impl["megablox"],
+                                    default=of_impl["ragged_dot"])
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _grouped_matmul(x_MD, w_EDF, count_E, impl, block):
-  by_blocks = functools.partial(blocks.forward, block=block)
-  by_xla = lambda x, w, count: jax.lax.ragged_dot(x, w, count)
-  if impl:
-    return dict(blocks=by_blocks, ragged_dot=by_xla)[impl](x_MD, w_EDF, count_E)
-  return jax.lax.platform_dependent(x_MD, w_EDF, count_E, cpu=by_blocks, default=by_xla)
+  forward = dict(blocks=functools.partial(blocks.forward, block=block), ragged_dot=jax.lax.ragged_dot,
+                 triton=pallas_gpu.forward, mosaic_gpu=pallas_gpu.mosaic_forward, megablox=pallas_tpu.forward)
+  return _dispatch(impl, forward, x_MD, w_EDF, count_E)
 
 
 def _forward(x_MD, w_EDF, count_E, impl, block):
@@ -44,15 +60,9 @@ def _forward(x_MD, w_EDF, count_E, impl, block):
 
 
 def _backward(impl, block, saved, g_MF):
-  by_blocks = lambda x, w, count, g: blocks.backward(x, w, count, g, block)
-
-  def by_xla(x, w, count, g):
-    return jax.vjp(lambda x, w: jax.lax.ragged_dot(x, w, count), x, w)[1](g)
-  if impl:
-    grads = dict(blocks=by_blocks, ragged_dot=by_xla)[impl](*saved, g_MF)
-  else:
-    grads = jax.lax.platform_dependent(*saved, g_MF, cpu=by_blocks, default=by_xla)
-  return *grads, None
+  backward = dict(blocks=functools.partial(blocks.backward, block=block), ragged_dot=_ragged_dot_backward,
+                  triton=pallas_gpu.backward, mosaic_gpu=pallas_gpu.mosaic_backward, megablox=pallas_tpu.backward)
+  return *_dispatch(impl, backward, *saved, g_MF), None
 
 
 _grouped_matmul.defvjp(_forward, _backward)
