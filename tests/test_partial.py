@@ -19,16 +19,17 @@ from r1jax.stages.reasoning_rl import RLConfig
 from r1jax.tasks import DataConfig, parity
 from r1jax.types import Score
 
-TASK = parity.make(parity.Config(bits=6, held_out=8), DataConfig())
+TASK = dataclasses.replace(parity.make(parity.Config(bits=6, held_out=8), DataConfig()),
+                           rewards=dict(odd=lambda problem, text: Score(float(text.count("1") % 2), "")))
 MODEL = ModelConfig(vocab=TASK.tokenizer.vocab, dim=16, layers=1, heads=2, kv_heads=1, ffn=16)
 CFG = RLConfig(optimizer=OptimizerConfig(lr=1e-2), loss=LossConfig(kl_coef=0.0),
-               sampling=SampleConfig(24, slots=8, chunk=4), rewards=dict(format=1.0), rollouts=4,
+               sampling=SampleConfig(24, slots=8, chunk=4), rewards=dict(odd=1.0), rollouts=4,
                questions_per_rollout=2, group_size=4, partial=3, eval_every=0)
 
 
 def judge(rollouts):
   rewards = np.asarray([float(len(a) % 2) for a in rollouts.answers], np.float32)
-  return lambda: (rewards, [dict(format=Score(r, "")) for r in rewards])
+  return lambda: (rewards, [dict(odd=Score(r, "")) for r in rewards])
 
 
 def rounds(count, change=lambda unit: weights(MODEL)):
@@ -106,7 +107,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_and_learns_against_the_old_log_p
   jax.tree.map(np.testing.assert_array_equal, whole, again)
   rows = read(tmp_path / "whole" / "metrics.jsonl")
   assert [row["stale_token_share"] > 0 for row in rows] == [False, True, True, True]
-  assert rows[0]["ratio_max"] == pytest.approx(1, abs=1e-4) and rows[2]["ratio_max"] > 1.001
+  assert rows[0]["ratio/max"] == pytest.approx(1, abs=1e-4) and rows[2]["ratio/max"] > 1.001
   assert all(0 < row["sampler/occupancy"] <= 1 for row in rows)
 
 
