@@ -20,16 +20,16 @@ from r1jax.tasks import DataConfig, parity
 from r1jax.types import Score
 
 TASK = dataclasses.replace(parity.make(parity.Config(bits=6, held_out=8), DataConfig()),
-                           rewards=dict(odd=lambda problem, text: Score(float(text.count("1") % 2), "")))
+                           rewards=dict(accuracy=lambda problem, text: Score(float(text.count("1") % 2), "")))
 MODEL = ModelConfig(vocab=TASK.tokenizer.vocab, dim=16, layers=1, heads=2, kv_heads=1, ffn=16)
 CFG = RLConfig(optimizer=OptimizerConfig(lr=1e-2), loss=LossConfig(kl_coef=0.0),
-               sampling=SampleConfig(24, slots=8, chunk=4), rewards=dict(odd=1.0), rollouts=4,
-               questions_per_rollout=2, group_size=4, partial=3, eval_every=0)
+               sampling=SampleConfig(24, slots=8, chunk=4), rewards=dict(accuracy=1.0), rollouts=4,
+               questions_per_rollout=2, group_size=4, partial=3, truncated="scored", eval_every=0)
 
 
 def judge(rollouts):
   rewards = np.asarray([float(len(a) % 2) for a in rollouts.answers], np.float32)
-  return lambda: (rewards, [dict(odd=Score(r, "")) for r in rewards])
+  return lambda: (rewards, [dict(accuracy=Score(r, "")) for r in rewards])
 
 
 def rounds(count, change=lambda unit: weights(MODEL)):

@@ -64,14 +64,26 @@ def stream(params, model, tokenizer, prompt: list[int], cfg, seed: int, sample: 
   import jax.numpy as jnp
 
   from r1jax import sampler, train
+  from r1jax.rollout import stop_at
   static = dict(model=model, cfg=cfg, end_id=tokenizer.end_ids)
   keys = sampler.sample_keys(seed, 0, jnp.zeros(1, jnp.int32), jnp.asarray([sample]))
   prompt_BP = train.pad_rows([prompt], train.bucket(len(prompt)), tokenizer.end_id)
-  state = sampler.start(params, prompt_BP, jnp.asarray([len(prompt)], jnp.int32), keys, **static)
-  text = tokenizer.stream()
-  while not state.done_N[0] and state.t < cfg.max_tokens:
+  most = sampler.most_columns(cfg)
+  columns = sampler.bucket_columns(1, most)
+  state = sampler.start(params, prompt_BP, jnp.asarray([len(prompt)], jnp.int32), keys, columns=columns, **static)
+  text, given, stop = tokenizer.stream(), 0, stop_at(tokenizer, cfg.stop)
+  while True:
+    said = sampler.answers(state, length=columns + 1, end_id=tokenizer.end_ids)
+    tokens = said.token_NA[0, :int(said.length_N[0])].tolist()
+    keep = stop(tokens) if stop else None
+    for token in tokens[given:keep]:
+      if token not in tokenizer.end_ids:
+        yield text.push(token)
+    given = len(tokens)
+    if keep is not None or state.done_N[0]:
+      break
+    if int(state.column) + cfg.span > columns:
+      columns = sampler.bucket_columns(columns + 1, most)
+      state = sampler.widen(state, model=model, columns=columns)
     state = sampler.advance(params, state, 1, **static)
-    token = int(state.token_NA[0, state.t - 1])
-    if token not in tokenizer.end_ids:
-      yield text.push(token)
   yield text.flush()
