@@ -28,10 +28,10 @@ def _sizes(R: int, D: int):
 
 
 def _at(ref, i, r, d):
-  """Slices and mask of tile i."""
+  """Tile i and its mask. By indices: newer jax refuses a slice that reaches beyond the array, masked or not."""
   R, D = ref.shape
-  mask = (i * r + jnp.arange(r) < R)[:, None] & (jnp.arange(d) < D)[None, :]
-  return ref.at[pl.ds(i * r, r), pl.ds(0, d)], mask
+  row, col = (i * r + jnp.arange(r))[:, None], jnp.arange(d)[None, :]
+  return ref.at[jnp.broadcast_to(row, (r, d)), jnp.broadcast_to(col, (r, d))], (row < R) & (col < D)
 
 
 def _load(ref, i, r, d):
@@ -80,7 +80,7 @@ def _backward_kernel(x_ref, scale_ref, g_ref, *refs, r, d, eps, added, tiles, sh
     return d_scale_d + jnp.sum(d_scale_rd, axis=0)
   steps = jnp.minimum(share, tiles - program * share)
   d_scale_d = jax.lax.fori_loop(0, steps, body, jnp.zeros((d,), jnp.float32))
-  plgpu.store(d_scale_ref.at[program, pl.ds(0, d)], d_scale_d, mask=jnp.arange(d) < d_scale_ref.shape[1])
+  plgpu.store(d_scale_ref.at[program, jnp.arange(d)], d_scale_d, mask=jnp.arange(d) < d_scale_ref.shape[1])
 
 
 def backward(x_RD, scale_D, g_RD, g_total_RD, eps: float, interpret: bool = False):
