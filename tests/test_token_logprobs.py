@@ -15,7 +15,17 @@ from lowering import CALLS, lowered
 from tpu_topology import topology
 
 from r1jax import losses, sharding
-from r1jax.kernels.token_logprobs import IMPLS, cases, chunked, pallas_gpu, pallas_tpu, parts, ref, token_logprobs
+from r1jax.kernels.token_logprobs import (
+  IMPLS,
+  cases,
+  chunked,
+  pallas_gpu,
+  pallas_tpu,
+  parallel,
+  parts,
+  ref,
+  token_logprobs,
+)
 
 # M, D, V, type, tied: real models' heads scaled down (V no multiple of a block, D of the depth), and odd ones
 TABLE = [
@@ -203,7 +213,7 @@ for sizes in ((2, 1, 4), (1, 1, 8), (2, 2, 2), (8, 1, 1)):
     largest = max(np.prod([int(n) for n in dims.split(",")]) for dims in re.findall(r"[fs]\\d+\\[([\\d,]+)\\]", text))
     assert largest < M * V / 4, (sizes, largest)
     assert sizes[1] > 1 or "all-gather" not in text, sizes      # along fsdp weights are gathered, that is what it is
-    assert (sizes[2] > 1) == ("all-reduce" in text.split("ENTRY")[1] and sizes[2] > 1), sizes
+    assert "all-reduce" in text, sizes
     lower = jax.jit(run).trace(*args).lower(lowering_platforms=("tpu",)).as_text()
     assert lower.count(CALLS["tpu"]) == 3, sizes
 print("SAME")
@@ -219,7 +229,6 @@ def test_eight_devices_give_what_one_does_without_gathering_the_head_or_all_logi
 
 
 def test_a_mesh_that_does_not_divide_is_refused_with_the_numbers():
-  from r1jax.kernels.token_logprobs import parallel
   mesh = jax.sharding.AbstractMesh((1, 1, 4), sharding.AXES)
   hidden_MD, head_DV, target_M, _ = inputs(3, 4, 5)
   with pytest.raises(ValueError, match="V=5 does not divide over 'tensor', 4 devices"):

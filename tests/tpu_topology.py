@@ -12,6 +12,7 @@ def topology(name: str):
   if importlib.util.find_spec("libtpu") is None:
     pytest.skip("libtpu is not installed, so there is no compiler for TPUs (pip install libtpu)")
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")    # it locks a device; there is none to share
   from jax.experimental import topologies
   return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
 

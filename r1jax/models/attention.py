@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from r1jax.kernels import attention as kernels
 from r1jax.kernels.decode_attention import decode_attention, quantise
+from r1jax.kernels.rope import turn
 from r1jax.models import rope
 from r1jax.models.layers import linear, norm_params, rms_norm
 from r1jax.models.param import Param, normal, zeros
@@ -72,7 +73,7 @@ def block(p, cfg, x_NTD, turned: rope.Table, attend, cache=None):
     q_NTHC, k_NTKC, v_NTKC = q_NTHC + p["q_bias"], k_NTKC + p["k_bias"], v_NTKC + p["v_bias"]
   if cfg.qk_norm:
     q_NTHC, k_NTKC = (rms_norm(x, p[name], cfg.norm_eps) for x, name in ((q_NTHC, "q_norm"), (k_NTKC, "k_norm")))
-  q_NTHC, k_NTKC = rope.turn(q_NTHC, turned), rope.turn(k_NTKC, turned)
+  q_NTHC, k_NTKC = turn(q_NTHC, k_NTKC, *turned)
   o_NTHC, kept = attend(q_NTHC, KV(k_NTKC.swapaxes(1, 2), v_NTKC.swapaxes(1, 2)), cache)
   return linear(o_NTHC, p["out"], axes=2), kept
 

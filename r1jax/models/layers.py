@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import jax
-import jax.numpy as jnp
 
+from r1jax.kernels.rms_norm import rms_norm
 from r1jax.models.param import Param, normal, ones
+
+__all__ = ["linear", "norm_params", "rms_norm", "swiglu", "swiglu_params"]
 
 
 def linear(x, w, axes: int = 1):
@@ -22,13 +24,6 @@ def linear(x, w, axes: int = 1):
 
 def norm_params(dim: int):
   return Param((dim,), (None,), ones)
-
-
-def rms_norm(x, scale, eps: float):
-  """x / rms(x) * scale over the last axis, in f32 whatever the input's type (1910.07467)."""
-  x32 = x.astype(jnp.float32)
-  x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-  return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
 
 
 def swiglu_params(dim: int, ffn: int, out_std: float):

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from r1jax.kernels.rope import ref
+
 KINDS = ("default", "linear", "llama3", "yarn")
 
 
@@ -108,11 +110,5 @@ def lookup(by: Table, position_NS) -> Table:
 
 
 def turn(x_NTHC, by: Table, interleaved: bool = False):
-  """Rotates x by its positions, in f32. Channel i is paired with i + C / 2, as in HF models.
-
-  interleaved: with its neighbour, as in DeepSeek's weights; what comes out is in the other order all the same,
-  which changes no product of a query and a key.
-  """
-  x_NTHC32 = x_NTHC.astype(jnp.float32)
-  a, b = (x_NTHC32[..., 0::2], x_NTHC32[..., 1::2]) if interleaved else jnp.split(x_NTHC32, 2, axis=-1)
-  return jnp.concatenate([a * by.cos - b * by.sin, b * by.cos + a * by.sin], axis=-1).astype(x_NTHC.dtype)
+  """One of q and k alone, turned by its positions (r1jax/kernels/rope)."""
+  return ref.turn(x_NTHC, by.cos, by.sin, interleaved)

@@ -139,8 +139,7 @@ def layer(cfg: ModelConfig, w, x_NTD, turned: rope.Table, attend, cache=None, re
   """One layer, dense or MoE by its weights. Returns x, what its attention kept, and its Routing or None."""
   h_NTD = layers.rms_norm(x_NTD, w["attention_norm"], cfg.norm_eps)
   o_NTD, kv = (mla if cfg.mla else attention).block(w["attention"], cfg, h_NTD, turned, attend, cache)
-  x_NTD = x_NTD + o_NTD
-  h_NTD = layers.rms_norm(x_NTD, w["ffn_norm"], cfg.norm_eps)
+  h_NTD, x_NTD = layers.rms_norm(x_NTD, w["ffn_norm"], cfg.norm_eps, residual=o_NTD)
   if "moe" in w:
     y_NTD, routing = moe.block(w["moe"], cfg, h_NTD, replay_NTk, mask_NT)
   else:
