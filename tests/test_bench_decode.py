@@ -13,11 +13,13 @@ MODEL = ModelConfig(vocab=40, dim=16, layers=2, heads=2, kv_heads=1, ffn=24)
 
 
 def test_it_measures_each_part_in_both_precisions():
-  result = decode.measure(1, peer=False, model=MODEL, rows=2, prompt=3, answer=4)
+  result = decode.measure(1, peer=False, model=MODEL, rows=2, prompt=3, answer=4, longest=10)
   for dtype in decode.DTYPES:
     assert result[f"{dtype}/prefill"] > 0 and result[f"{dtype}/matmuls"] > 0
     assert result[f"{dtype}/generate"] == pytest.approx(result[f"{dtype}/prefill"] + result[f"{dtype}/decode"])
-  assert decode.table(result).row_count == 6
+  assert result["limit"] > 0 and result["bound"] in ("compute", "memory")
+  assert result["mixed/answers"] == 8 and 0 < result["mixed/row/occupancy"] <= 1
+  assert decode.table(result).row_count == 12
 
 
 def test_the_bare_matmuls_cost_what_the_weights_say():
