@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -101,7 +102,8 @@ def candidates(op: Op, platform: str, interpret: bool = False) -> dict[str, Cand
                 if libraries.have(name)}
 
 
-def _of_case(op: Op, case: Case, limits: roofline.Device | None, others: dict[str, Candidate], repeats: int) -> list[dict]:
+def _of_case(op: Op, case: Case, limits: roofline.Device | None, others: dict[str, Candidate],
+             repeats: int) -> list[dict]:
   least = {}
   row = lambda name, **found: dict(op=op.name, case=case.name, impl=name, tolerance=case.tolerance) | least | found
   try:
@@ -127,14 +129,19 @@ def _of_case(op: Op, case: Case, limits: roofline.Device | None, others: dict[st
 
 
 def _run(function: Callable, args: dict, gradient: bool, repeats: int) -> tuple[dict, dict]:
-  """(seconds, what came out)."""
-  forward = calls.prepare(function, args, False)
-  if not gradient:
-    return (dict(seconds=calls.per_call(forward, repeats)) if repeats else {}), dict(forward=forward())
-  both = calls.prepare(function, args, True)
-  out, gradients = both()
-  found = dict(seconds=calls.per_call(forward, repeats), seconds_with_gradient=calls.per_call(both, repeats))
-  return found, dict(forward=out, gradients=gradients)
+  """(seconds, the least of `repeats`, none for 0; what came out)."""
+  runs = dict(seconds=calls.prepare(function, args, False))
+  if gradient:
+    runs["seconds_with_gradient"] = calls.prepare(function, args, True)
+    out = dict(zip(("forward", "gradients"), runs["seconds_with_gradient"](), strict=True))
+  else:
+    out = dict(forward=runs["seconds"]())
+  return {name: calls.per_call(run, repeats) for name, run in runs.items() if repeats}, out
+
+
+def untimed(op: Op, impl: str, args: dict) -> dict:
+  """What comes out of an implementation, gradients included: what `check` compares."""
+  return _run(functools.partial(op.function, impl=impl), args, op.gradient, 0)[1]
 
 
 def check(found: dict, wanted: dict, tolerance: float) -> dict:
@@ -172,8 +179,10 @@ def table(result: dict) -> Table:
   note = "no peaks known of this device" if not limits else (
     f"{limits['bf16'] / 1e12:.3g} TFLOP/s, {limits['bandwidth'] / 1e9:.3g} GB/s"
     + (", measured" if limits["measured"] else ""))
-  out = Table("case, implementation", "error", "of gradients", "ms", "with gradient", "of the limit",
+  out = Table("case", box=box.SIMPLE, padding=(0, 1, 0, 0),
               title=f"{result['device']} ({note}), jax {result['versions']['jax']}")
+  for name in ("error", "grad error", "ms", "ms + grad", "of the limit"):
+    out.add_column(name, no_wrap=True, justify="right")
   last = None
   for r in result["rows"]:
     case = f"{r['op']}: {r['case']}"
