@@ -172,7 +172,7 @@ def test_it_and_its_gradient_lower_at_full_size_for_every_platform_without_one(p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+@pytest.mark.parametrize("name", ["v5e:2x2"])       # its kernels have the least memory
 def test_it_and_its_gradient_compile_for_tpus(name):
   for case in [c for c in cases.cases() if "decoded" in c.name or "odd, bfloat16" in c.name]:
     assert "tpu_custom_call" in compiled(BOTH, *shapes_of(case), name=name).as_text()

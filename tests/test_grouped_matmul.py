@@ -162,7 +162,7 @@ def test_the_hopper_kernel_of_jax_lowers_where_it_fits_and_says_where_it_does_no
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+@pytest.mark.parametrize("name", ["v5e:2x2"])       # its kernels have the least memory
 def test_it_and_its_gradient_compile_for_tpus(name):
   for case in [c for c in cases.cases() if "gate, 32" in c.name or "down, 128" in c.name or "bfloat16" in c.name]:
     args = case_shapes(case)

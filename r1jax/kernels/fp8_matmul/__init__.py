@@ -6,7 +6,7 @@
 Every 128 of the depth are summed apart and promoted to f32 with both scales. Between the passes x and w are kept in
 FP8. Not done here: scales that are powers of two and the E5M6 format, which V3 uses for some layers' activations.
 impl=None: "triton" on cuda, "pallas_tpu" on tpu, else "ref" (quantise.py, ref.py), which XLA multiplies in f32. An
-NVIDIA card before Ada has no FP8: ask for "ref" there.
+NVIDIA card before Ada has no FP8: ask for "ref" there. As with every Pallas call, a mesh needs shard_map around it.
 Letters: M rows, D input and F output width; lower case: in blocks of 128.
 """
 
