@@ -1,7 +1,8 @@
 """The scaled FP8 product on TPUs: FP8 in memory, bfloat16 in the matrix unit, f32 sums with both scales.
 
 No TPU before v7 multiplies FP8, so this saves memory and its traffic, not multiplications: E4M3 is exact in bfloat16,
-the products and sums of 128 are those of f32. Compiled for v5e (also by the tests), v5p and v6e by libtpu's compiler; not run on one.
+the products and sums of 128 are those of f32. Compiled for v5e (also by the tests), v5p and v6e by libtpu's compiler;
+not run on one.
 """
 
 from __future__ import annotations
