@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lowering import text
+from lowering import lowered
 from tpu_topology import compiled
 
 from r1jax.bench import calls
@@ -142,8 +142,8 @@ CALLS = dict(cuda="__gpu$xla.gpu.triton", tpu="tpu_custom_call")
 def test_it_and_its_gradient_lower_at_full_size_for_every_platform_without_one(platform):
   both = jax.value_and_grad(lambda x, w, count: jnp.sum(grouped_matmul(x, w, count)), (0, 1))
   for case in cases.cases():
-    lowered = text(both, *case_shapes(case), platform=platform)
-    calls = {p: lowered.count(call) for p, call in CALLS.items()}
+    module = lowered(both, platform, *case_shapes(case))
+    calls = {p: module.count(call) for p, call in CALLS.items()}
     assert calls == {p: 3 * (p == platform) for p in CALLS}, (case.name, calls)
 
 
@@ -152,9 +152,9 @@ def test_the_hopper_kernel_of_jax_lowers_where_it_fits_and_says_where_it_does_no
   grad = jax.grad(lambda *a: jnp.sum(named(*a).astype(jnp.float32)), (0, 1))
   shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.bfloat16)
   args = shape(8192, 7168), shape(32, 7168, 2048), jax.ShapeDtypeStruct((32,), jnp.int32)
-  assert "mosaic_gpu" in text(named, *args, platform="cuda")
-  lowered = text(grad, *args, platform="cuda")
-  assert "mosaic_gpu" in lowered and CALLS["cuda"] in lowered
+  assert "mosaic_gpu" in lowered(named, "cuda", *args)
+  module = lowered(grad, "cuda", *args)
+  assert "mosaic_gpu" in lowered and CALLS["cuda"] in module
   with pytest.raises(NotImplementedError, match="depth 7168, width 2048, 256 experts"):
     text(named, shape(256, 7168), shape(256, 7168, 2048), jax.ShapeDtypeStruct((256,), jnp.int32), platform="cuda")
   with pytest.raises(NotImplementedError, match="not float32 by float32"):
@@ -162,7 +162,7 @@ def test_the_hopper_kernel_of_jax_lowers_where_it_fits_and_says_where_it_does_no
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+@pytest.mark.parametrize("name", ["v5e:2x2"])       # its kernels have the least memory
 def test_it_and_its_gradient_compile_for_tpus(name):
   for case in [c for c in cases.cases() if "gate, 32" in c.name or "down, 128" in c.name or "bfloat16" in c.name]:
     args = case_shapes(case)

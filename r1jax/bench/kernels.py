@@ -15,12 +15,17 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from r1jax.bench import calls, libraries, roofline
+from r1jax.kernels import fp8_matmul as fp8
 from r1jax.kernels import grouped_matmul as grouped
 from r1jax.kernels.case import Case
+from r1jax.kernels.fp8_matmul import cases as fp8_cases
+from r1jax.kernels.fp8_matmul import pallas_gpu as fp8_gpu
+from r1jax.kernels.fp8_matmul import pallas_tpu as fp8_tpu
 from r1jax.kernels.grouped_matmul import cases as grouped_cases
 from r1jax.kernels.grouped_matmul import pallas_gpu as grouped_gpu
 from r1jax.kernels.grouped_matmul import pallas_tpu as grouped_tpu
@@ -32,15 +37,23 @@ PACKAGES = ("jax", "jaxlib", "libtpu", "tokamax", "jax-cuda12-plugin", "jax-cuda
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-  """A kernel folder and what to run of it. The keys of impls and libraries are those of jax.default_backend()."""
+  """A kernel folder and what to run of it. The keys of impls and libraries are those of jax.default_backend().
+
+  A library's error is shown and does not make the benchmark fail: it may compute something near, as bfloat16 is to FP8.
+  """
   name: str
   function: Callable                      # the public one; impl="ref" is the specification
   cases: Callable[[], list[Case]]
   impls: dict[str, tuple[str, ...]]       # names of implementations
   libraries: dict[str, dict[str, Callable]] = dataclasses.field(default_factory=dict)
-  interpreted: dict[str, Callable] = dataclasses.field(default_factory=dict)   # Pallas forward passes
+  interpreted: dict[str, Callable] = dataclasses.field(default_factory=dict)   # Pallas kernels' forward passes
   gradient: bool = True
   factors: str = ""                       # what is multiplied, where that is not the arguments' dtype: fp8
+
+
+def _fp8_by(product: Callable) -> Callable:
+  product = functools.partial(product, interpret=True)
+  return lambda x_MD, w_DF: fp8.forward(x_MD, w_DF, product)[0]
 
 
 OPS = (
@@ -51,6 +64,9 @@ OPS = (
                     tpu=dict(tokamax=libraries.tokamax_grouped_matmul)),
      interpreted=dict(triton=functools.partial(grouped_gpu.forward, interpret=True),
                       megablox=functools.partial(grouped_tpu.forward, interpret=True))),
+  Op("fp8_matmul", fp8.fp8_matmul, fp8_cases.cases, impls=dict(gpu=("triton",), tpu=("pallas_tpu",)),
+     libraries={key: {"bfloat16 matmul": libraries.bf16_matmul} for key in ("cpu", "gpu", "tpu")},
+     interpreted=dict(triton=_fp8_by(fp8_gpu.product), pallas_tpu=_fp8_by(fp8_tpu.product)), factors="fp8"),
 )
 
 
@@ -70,18 +86,24 @@ def measure(ops: tuple[Op, ...] = OPS, interpret: bool = False, repeats: int = 5
               versions=_versions(device), interpret=interpret, rows=rows)
 
 
-def candidates(op: Op, platform: str, interpret: bool = False) -> dict[str, tuple[Callable, bool]]:
-  """What to run beside ref: name -> (function of a case's arguments, whether to time it)."""
-  out = {name: (functools.partial(op.function, impl=name), True) for name in op.impls.get(platform, ())}
-  for name, function in op.libraries.get(platform, {}).items():
-    if libraries.have(name):
-      out[name] = function, True
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """What to run beside ref: a function of a case's arguments."""
+  function: Callable
+  ours: bool = True
+  timed: bool = True
+
+
+def candidates(op: Op, platform: str, interpret: bool = False) -> dict[str, Candidate]:
+  out = {name: Candidate(functools.partial(op.function, impl=name)) for name in op.impls.get(platform, ())}
   if interpret:
-    out |= {f"{name} (interpreted)": (function, False) for name, function in op.interpreted.items()}
-  return out
+    out |= {f"{name}, interpreted": Candidate(f, timed=False) for name, f in op.interpreted.items()}
+  return out | {name: Candidate(f, ours=False) for name, f in op.libraries.get(platform, {}).items()
+                if libraries.have(name)}
 
 
-def _of_case(op: Op, case: Case, limits: roofline.Device | None, others: dict, repeats: int) -> list[dict]:
+def _of_case(op: Op, case: Case, limits: roofline.Device | None, others: dict[str, Candidate],
+             repeats: int) -> list[dict]:
   least = {}
   row = lambda name, **found: dict(op=op.name, case=case.name, impl=name, tolerance=case.tolerance) | least | found
   try:
@@ -93,13 +115,13 @@ def _of_case(op: Op, case: Case, limits: roofline.Device | None, others: dict, r
     seconds, bound = limits.seconds(case.flops, case.bytes, dtype)
     least = dict(limit_seconds=seconds, bound=bound)
   wanted, rows = None, []
-  for name, (function, timed) in {"ref": (functools.partial(op.function, impl="ref"), True), **others}.items():
+  for name, run in dict(ref=Candidate(functools.partial(op.function, impl="ref")), **others).items():
     try:
-      found, out = _run(function, args, op.gradient and timed, repeats if timed else 0)
+      found, out = _run(run.function, args, op.gradient and run.timed, repeats if run.timed else 0)
       if name == "ref":
         wanted = out
       elif wanted is not None:
-        found |= check(out, wanted, case.tolerance)
+        found |= check(out, wanted, case.tolerance if run.ours else np.inf)
       rows.append(row(name, **found))
     except Exception as error:    # what does not fit or fails is a row, and the others go on
       rows.append(row(name, failed=_say(error)))
@@ -107,14 +129,19 @@ def _of_case(op: Op, case: Case, limits: roofline.Device | None, others: dict, r
 
 
 def _run(function: Callable, args: dict, gradient: bool, repeats: int) -> tuple[dict, dict]:
-  """(seconds, what came out)."""
-  forward = calls.prepare(function, args, False)
-  if not gradient:
-    return (dict(seconds=calls.per_call(forward, repeats)) if repeats else {}), dict(forward=forward())
-  both = calls.prepare(function, args, True)
-  out, gradients = both()
-  found = dict(seconds=calls.per_call(forward, repeats), seconds_with_gradient=calls.per_call(both, repeats))
-  return found, dict(forward=out, gradients=gradients)
+  """(seconds, the least of `repeats`, none for 0; what came out)."""
+  runs = dict(seconds=calls.prepare(function, args, False))
+  if gradient:
+    runs["seconds_with_gradient"] = calls.prepare(function, args, True)
+    out = dict(zip(("forward", "gradients"), runs["seconds_with_gradient"](), strict=True))
+  else:
+    out = dict(forward=runs["seconds"]())
+  return {name: calls.per_call(run, repeats) for name, run in runs.items() if repeats}, out
+
+
+def untimed(op: Op, impl: str, args: dict) -> dict:
+  """What comes out of an implementation, gradients included: what `check` compares."""
+  return _run(functools.partial(op.function, impl=impl), args, op.gradient, 0)[1]
 
 
 def check(found: dict, wanted: dict, tolerance: float) -> dict:
@@ -152,8 +179,10 @@ def table(result: dict) -> Table:
   note = "no peaks known of this device" if not limits else (
     f"{limits['bf16'] / 1e12:.3g} TFLOP/s, {limits['bandwidth'] / 1e9:.3g} GB/s"
     + (", measured" if limits["measured"] else ""))
-  out = Table("case, implementation", "error", "of gradients", "ms", "with gradient", "of the limit",
+  out = Table("case", box=box.SIMPLE, padding=(0, 1, 0, 0),
               title=f"{result['device']} ({note}), jax {result['versions']['jax']}")
+  for name in ("error", "grad error", "ms", "ms + grad", "of the limit"):
+    out.add_column(name, no_wrap=True, justify="right")
   last = None
   for r in result["rows"]:
     case = f"{r['op']}: {r['case']}"

@@ -7,6 +7,8 @@ ref.py says what it computes. impl=None takes, by the platform that is lowered f
   tpu     "megablox": XLA's ragged_dot is a kernel forward, but its gradient costs E times as much (cost_analysis of
           a compile for v5e, v5p and v6e: 33 forwards with 32 experts, 257 with 256; megablox: 2).
   others  "ragged_dot".
+jit does not split a Pallas call over devices: on TPUs it refuses (NotImplementedError), on GPUs every device computes
+all. Under a mesh call this inside shard_map (with check_vma=False), or name "ragged_dot".
 Letters: M rows, E experts, D input and F output width.
 """
 

@@ -2,7 +2,7 @@
 
 gmm multiplies each expert's rows, also by the transposed matrices (the gradient of x); tgmm sums x^T g over each
 expert's rows (the gradient of w). Both leave rows of no expert as they were, so those are set to zero here.
-Compiled for v5e, v5p and v6e by the tests; not run on one.
+Compiled for v5e (also by the tests), v5p and v6e by libtpu's compiler; not run on one.
 """
 
 from __future__ import annotations
