@@ -6,6 +6,7 @@ The Hopper kernel has no causal backward, so pallas_gpu.backward takes its logsu
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -17,6 +18,7 @@ from r1jax.kernels.attention import pallas_gpu, pallas_tpu
 HOPPER_ROWS = 128    # a program's two blocks of 64 queries
 
 
+@functools.partial(jax.jit, static_argnames=("interpret",))      # so that a shape is traced once
 def splash(q_NTHC, k_NKTC, v_NKTE, *, interpret: bool = False):
   """[N, T, H, E], with a gradient of its own. Divides the queries by sqrt(C) in their dtype."""
   _, T, H, C = q_NTHC.shape
