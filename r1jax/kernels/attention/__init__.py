@@ -7,8 +7,8 @@ divided by the root of q's width; they and the softmax are f32. ref.py is the sp
 
 What impl=None takes, by the platform that is lowered for:
   cpu, others  xla     scores in memory; for shared_prompt without those of one answer for another
-  cuda         triton  our flash attention. Not "mosaic" where it fits (Hopper, plain causal, heads of 64 or 128, two
-                       bytes a number): jax refuses it under CUDA 12.8 to 12.9.0, and nobody measured it here
+  cuda         triton  our flash attention. Never "mosaic" (Hopper, plain causal, heads of 64 or 128): it takes float16
+                       alone, jax refuses it under CUDA 12.8 to 12.9.0, and nobody measured it here
   tpu          splash  without segments; with them tpu, our flash attention
 Each branch has its own gradient: the CPU's autodiff keeps weights that kernels compute again.
 XLA does not split a Pallas call over devices: under the mesh of sharding.py it runs in a shard_map over rows and heads.

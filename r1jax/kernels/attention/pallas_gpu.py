@@ -226,6 +226,7 @@ def _limits(segment_NT, N, T, size: Blocks):
   return (None, None, None) if segment_NT is None else bounds(segment_NT, N, T, size.q, size.k)
 
 
+@functools.partial(jax.jit, static_argnames=("interpret",))      # so that a shape is traced once
 def forward(q_NTHC, k_NKTC, v_NKTE, segment_NT=None, *, interpret: bool = False):
   """(o [N, T, H, E], logsumexp of each query's scores [N, H, T])."""
   N, T, H, C = q_NTHC.shape
@@ -244,6 +245,7 @@ def forward(q_NTHC, k_NKTC, v_NKTE, segment_NT=None, *, interpret: bool = False)
   )(q_NTHC, k_NKTC, v_NKTE, segment_NT, shared_NQ, own_NQ)
 
 
+@functools.partial(jax.jit, static_argnames=("scale", "interpret"))
 def backward(q_NTHC, k_NKTC, v_NKTE, segment_NT, o_NTHE, lse_NHT, do_NTHE, *, scale: float | None = None,
              interpret: bool = False):
   """Gradients of q, k and v. scale: of the scores, C**-0.5 by default."""

@@ -191,6 +191,7 @@ def _by_key(g: Grid, R: int, ids: bool):
   return _specs(g, queries, lambda n, k, b, step, *_: (n, k, b), ids)
 
 
+@functools.partial(jax.jit, static_argnames=("interpret",))      # so that a shape is traced once
 def forward(q_NTHC, k_NKTC, v_NKTE, segment_NT=None, *, interpret: bool = False):
   """(o [N, T, H, E], logsumexp of each query's scores [N, H, T])."""
   N, T, H, C = q_NTHC.shape
@@ -207,6 +208,7 @@ def forward(q_NTHC, k_NKTC, v_NKTE, segment_NT=None, *, interpret: bool = False)
   return o_NHTE[:, :, :T].swapaxes(1, 2), lse_NH1T[:, :, 0, :T]
 
 
+@functools.partial(jax.jit, static_argnames=("interpret",))
 def backward(q_NTHC, k_NKTC, v_NKTE, segment_NT, o_NTHE, lse_NHT, do_NTHE, *, interpret: bool = False):
   """Gradients of q, k and v."""
   N, T, H, C = q_NTHC.shape

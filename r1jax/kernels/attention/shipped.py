@@ -1,11 +1,13 @@
 """Plain causal attention by kernels that jax ships: splash attention (TPU) and Mosaic GPU's FlashAttention 3 (Hopper).
 
 Neither knows SHARED tokens, so neither takes segments. Splash pads rows to its blocks; nothing looks at what is behind.
-The Hopper kernel has no causal backward, so pallas_gpu.backward takes its logsumexp. It was not run on a card.
+The Hopper kernel (jax 0.10 to 0.12) holds float16 in shared memory whatever it is given, so bfloat16 is refused; it has
+no causal backward, so pallas_gpu.backward takes its logsumexp. It was lowered here, and not run on a card.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -17,6 +19,7 @@ from r1jax.kernels.attention import pallas_gpu, pallas_tpu
 HOPPER_ROWS = 128    # a program's two blocks of 64 queries
 
 
+@functools.partial(jax.jit, static_argnames=("interpret",))      # so that a shape is traced once
 def splash(q_NTHC, k_NKTC, v_NKTE, *, interpret: bool = False):
   """[N, T, H, E], with a gradient of its own. Divides the queries by sqrt(C) in their dtype."""
   _, T, H, C = q_NTHC.shape
@@ -34,10 +37,9 @@ def check_hopper(q_NTHC, v_NKTE, segment_NT):
   """NotImplementedError where Mosaic GPU's kernel cannot take these."""
   from jax.experimental.pallas.ops.gpu import attention_mgpu  # half a second that only this needs
   T, C, E = q_NTHC.shape[1], q_NTHC.shape[3], v_NKTE.shape[3]
-  if segment_NT is not None or C != E or C not in (64, 128) or q_NTHC.dtype.itemsize != 2 or T % HOPPER_ROWS:
-    raise NotImplementedError(f"mosaic takes no segments, heads of 64 or 128, two bytes a number and a multiple of"
-                              f" {HOPPER_ROWS} tokens; not T={T}, C={C}, E={E}, {q_NTHC.dtype},"
-                              f" segments={segment_NT is not None}")
+  if segment_NT is not None or C != E or C not in (64, 128) or q_NTHC.dtype != jnp.float16 or T % HOPPER_ROWS:
+    raise NotImplementedError(f"mosaic takes no segments, heads of 64 or 128, float16 and a multiple of {HOPPER_ROWS}"
+                              f" tokens; not T={T}, C={C}, E={E}, {q_NTHC.dtype}, segments={segment_NT is not None}")
   if attention_mgpu.cuda_versions is None:
     raise NotImplementedError("mosaic needs jax's CUDA plugin")
   return attention_mgpu
