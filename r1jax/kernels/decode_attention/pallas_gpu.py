@@ -51,7 +51,7 @@ def partial_sums(q_NKMC, part: Part, length_N, sees_NSA, kv_rank=None, interpret
   channels = _power(C) if part.v is not None else E + max(rest, _power(E) - E)
   tile = (TILE_BYTES if part.v is not None else LATENT_TILE_BYTES) // (wide * _power(channels))
   block = min(max(16, tile), 128, _power(T))
-  queries = min(_power(M), QUERIES if part.v is not None and C <= 256 or wide < 4 else 16)
+  queries = min(_power(M), QUERIES if (part.v is not None and C <= 256) or wide < 4 else 16)
   q_blocks, blocks = pl.cdiv(M, queries), pl.cdiv(T, block)
   splits = max(1, min(blocks, pl.cdiv(PROGRAMS, N * K * q_blocks)))
   whole = blocks * block                                            # of the length, to full blocks

@@ -110,7 +110,8 @@ def _kernel(length_ref, *refs, given, T, heads):
     if sees_ref is not None:
       tokens = [sees_ref[pl.ds(s, 1), :] != 0 for s in range(sees_ref.shape[0])]
       visible &= split.seen(tokens, first, queries, heads)
-    for k in range(K):
+
+    def head(k):
       scale = lambda ref: clean(ref[pl.ds(k, 1), :], 1)
       q = q_ref[k].astype(dtype)
       keys = clean(widen(k_ref[...]), 0) if latent else widen(k_ref[k])
@@ -123,3 +124,5 @@ def _kernel(length_ref, *refs, given, T, heads):
         return product(weight, keys[:, :E] if latent else clean(widen(v_ref[k]), 0), 0)
       state = split.update((highest_ref[k], total_ref[k], o_ref[k]), score, visible, values)
       highest_ref[k], total_ref[k], o_ref[k] = state
+    for k in range(K):
+      head(k)
