@@ -201,8 +201,10 @@ def test_wrong_callers_are_told_the_numbers():
     decode_attention(inputs(S=2)[0], prompt, length_B, own, sees_NSA)
   with pytest.raises(ValueError, match="prompt k is int8, with no scale"):
     decode_attention(q, small[1][:2], length_B, own, sees_NSA)
-  with pytest.raises(ValueError, match="own v is float32, and needs no scale"):
-    decode_attention(q, prompt, length_B, (*small[3][:1], own[1], *small[3][2:]), sees_NSA)
+  with pytest.raises(ValueError, match="own k is float32, and needs no scale"):
+    decode_attention(q, prompt, length_B, (*own, *small[3][2:]), sees_NSA)
+  with pytest.raises(ValueError, match="prompt k is float32 and v bfloat16"):
+    decode_attention(q, (prompt[0], prompt[1].astype(jnp.bfloat16)), length_B, own, sees_NSA)
   with pytest.raises(ValueError, match="kv_rank=25 must be within 1 and the latents' 24 channels"):
     decode_latent_attention(*latent_inputs(), 25)
 
@@ -325,5 +327,5 @@ def test_the_tpus_compiler_takes_it_and_copies_no_cache(chip, f, case):
   assert text.count('custom_call_target="tpu_custom_call"') == 2
   loop = text.split("\nENTRY")[0]
   large = "[" + ",".join(map(str, jax.tree.leaves(arrays[own_name])[0].shape)) + "]"
-  assert large in loop and " copy(" in loop
+  assert large in loop
   assert not [line for line in loop.splitlines() if " copy" in line and large in line.split(" copy")[0]]

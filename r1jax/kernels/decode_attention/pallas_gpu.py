@@ -90,10 +90,7 @@ def _kernel(q_ref, k_ref, v_ref, k_scale_ref, v_scale_ref, length_ref, sees_ref,
   queries, width = q_ref.shape[0], _power(E)
   first = pl.program_id(0) % pl.cdiv(M, queries) * queries
   mine = first + jnp.arange(queries) < M
-  # sums are f32; the products take what the queries are, or f32 where the cache is
-  dtype = jnp.promote_types(q_ref.dtype, k_ref.dtype) if jnp.issubdtype(k_ref.dtype, jnp.floating) and \
-      k_ref.dtype.itemsize > 1 else q_ref.dtype
-  dot = functools.partial(pl.dot, precision=jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None)
+  dtype = split.working_dtype(q_ref.dtype, k_ref.dtype)
   latent = v_ref is None
 
   def load(ref, at, rows, columns, axes):
@@ -118,11 +115,11 @@ def _kernel(q_ref, k_ref, v_ref, k_scale_ref, v_scale_ref, length_ref, sees_ref,
     t = i * block + jnp.arange(block)
     if latent:
       x = load(k_ref, (columns, value_part), t, channel, (T, E))
-      score = dot(q, x, trans_b=True)
+      score = split.product(q, x, 1)
       if rest:
-        score += dot(q_rest, load(k_ref, (columns, rest_part), t, E + jnp.arange(rest), (T, C)), trans_b=True)
+        score += split.product(q_rest, load(k_ref, (columns, rest_part), t, E + jnp.arange(rest), (T, C)), 1)
     else:
-      score = dot(q, load(k_ref, (value_part, columns), channel, t, (C, T)))
+      score = split.product(q, load(k_ref, (value_part, columns), channel, t, (C, T)), 0)
     score *= split.LOG2_E * C**-0.5
     scale = lambda ref: plgpu.load(ref.at[columns], mask=t < T, other=0.0)[None]
     if k_scale_ref is not None:
@@ -136,10 +133,10 @@ def _kernel(q_ref, k_ref, v_ref, k_scale_ref, v_scale_ref, length_ref, sees_ref,
     def values(weight):
       if latent:
         weight = weight if k_scale_ref is None else weight * scale(k_scale_ref)
-        return dot(weight.astype(dtype), x)
+        return split.product(weight.astype(dtype), x, 0)
       weight = weight if v_scale_ref is None else weight * scale(v_scale_ref)
       value = jnp.arange(width)
-      return dot(weight.astype(dtype), load(v_ref, (columns, slice(None)), t, value, (T, E)))
+      return split.product(weight.astype(dtype), load(v_ref, (columns, slice(None)), t, value, (T, E)), 0)
     return split.update(state, score, visible, values)
   column = lambda fill: jnp.full((queries, 1), fill, jnp.float32)
   state = column(MASKED), column(0), jnp.zeros((queries, width), jnp.float32)

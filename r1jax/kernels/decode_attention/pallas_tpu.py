@@ -83,14 +83,8 @@ def _kernel(length_ref, *refs, given, T, heads):
   block = k_ref.shape[0 if latent else 2]
   first, j = pl.program_id(1) * queries, pl.program_id(2)
   length = length_ref[pl.program_id(0)]
-  narrow = k_ref.dtype.itemsize == 1
-  dtype = q_ref.dtype if narrow else jnp.promote_types(q_ref.dtype, k_ref.dtype)
-  precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+  dtype, narrow = split.working_dtype(q_ref.dtype, k_ref.dtype), k_ref.dtype.itemsize == 1
   widen = lambda x: (x.astype(jnp.float32) if narrow else x).astype(dtype)
-
-  def product(a, b, b_axis):
-    return jax.lax.dot_general(a, b, (((1,), (b_axis,)), ((), ())), precision=precision,
-                               preferred_element_type=jnp.float32)
 
   def clean(x, axis):
     """Zero beyond the array: what a ragged last block has there may be nan."""
@@ -115,13 +109,13 @@ def _kernel(length_ref, *refs, given, T, heads):
       scale = lambda ref: clean(ref[pl.ds(k, 1), :], 1)
       q = q_ref[k].astype(dtype)
       keys = clean(widen(k_ref[...]), 0) if latent else widen(k_ref[k])
-      score = product(q, keys, 1 if latent else 0) * (split.LOG2_E * q.shape[1] ** -0.5)
+      score = split.product(q, keys, 1 if latent else 0) * (split.LOG2_E * q.shape[1] ** -0.5)
       score = score if k_scale_ref is None else score * scale(k_scale_ref)
 
       def values(weight):
         ref = k_scale_ref if latent else v_scale_ref
         weight = (weight if ref is None else weight * scale(ref)).astype(dtype)
-        return product(weight, keys[:, :E] if latent else clean(widen(v_ref[k]), 0), 0)
+        return split.product(weight, keys[:, :E] if latent else clean(widen(v_ref[k]), 0), 0)
       state = split.update((highest_ref[k], total_ref[k], o_ref[k]), score, visible, values)
       highest_ref[k], total_ref[k], o_ref[k] = state
     for k in range(K):

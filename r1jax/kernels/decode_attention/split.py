@@ -68,6 +68,18 @@ def join(sums: list[Sums]):
   return out / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)[..., None]
 
 
+def product(a, b, b_axis: int):
+  """a's rows times b along b_axis, summed in f32; of f32, in full."""
+  precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+  return jax.lax.dot_general(a, b, (((1,), (b_axis,)), ((), ())), precision=precision,
+                             preferred_element_type=jnp.float32)
+
+
+def working_dtype(queries, cache):
+  """What the kernels' products read: the queries' type, or the cache's where that is wider."""
+  return queries if cache.itemsize == 1 else jnp.promote_types(queries, cache)
+
+
 def seen(tokens: list, first_row, rows: int, heads: int):
   """[rows, columns], or [1, columns] of one token. tokens: bool [1, columns] of each; row m is of token m // heads."""
   if len(tokens) == 1:
