@@ -1,6 +1,5 @@
 """Attention's kernels against ref.py in Pallas' interpreter, gradients too; they lower for GPU and compile for TPU."""
 
-import contextlib
 import functools
 import types
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lowering import lowered
 from tpu_topology import topology
 
 from r1jax import sharding
@@ -140,18 +140,6 @@ def test_bounds_follow_what_is_seen_not_the_square():
   np.testing.assert_array_equal(at.upto_NS, [[9, *range(2, 10)]])
 
 
-def lower(f, args, platform):
-  """The text of f for a platform that is not there. From jax 0.12 on, Pallas wants to know which card."""
-  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
-  card = contextlib.nullcontext()
-  if platform == "cuda" and hasattr(jax.sharding, "AbstractDevice"):
-    device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
-    mesh = jax.sharding.AbstractMesh((1,), ("x",), (jax.sharding.AxisType.Auto,), abstract_device=device)
-    card = jax.sharding.use_abstract_mesh(mesh)
-  with card:
-    return jax.jit(f).trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
-
-
 def gradient(impl=None):
   return jax.grad(lambda q, k, v, s: op.attention(q, k, v, s, impl).astype(jnp.float32).sum(), (0, 1, 2))
 
@@ -161,8 +149,8 @@ def test_real_shapes_lower_to_kernels_for_gpu_and_tpu(name):
   shapes = jax.eval_shape(FULL[name].make, jax.random.key(0))
   args = [shapes[x] for x in NAMES]
   for platform, call in CALL.items():
-    assert lower(gradient(), args, platform).count(call) == 3, platform        # forward, dq, dk and dv
-  assert lower(op.attention, args, "cuda").count(CALL["cuda"]) == 1
+    assert lowered(gradient(), platform, *args).count(call) == 3, platform        # forward, dq, dk and dv
+  assert lowered(op.attention, "cuda", *args).count(CALL["cuda"]) == 1
 
 
 def test_a_shared_prompt_lowers_to_kernels_and_on_cpu_to_products():
@@ -171,8 +159,8 @@ def test_a_shared_prompt_lowers_to_kernels_and_on_cpu_to_products():
   loss = lambda length, q, k, v: op.shared_prompt(P, G, length, q, k, v).astype(jnp.float32).sum()
   args = (jax.ShapeDtypeStruct((2,), jnp.int32), q, k, v)
   for platform, call in CALL.items():
-    assert lower(jax.grad(loss, (1, 2, 3)), args, platform).count(call) == 3
-  text = lower(jax.grad(loss, (1, 2, 3)), args, "cpu")
+    assert lowered(jax.grad(loss, (1, 2, 3)), platform, *args).count(call) == 3
+  text = lowered(jax.grad(loss, (1, 2, 3)), "cpu", *args)
   assert "custom_call" not in text and f"{P + G * A}x{P + G * A}" not in text       # nor the masked square
 
 
@@ -199,7 +187,7 @@ def test_mosaic_is_for_what_fits_and_says_so(monkeypatch):
       jax.eval_shape(attend, *bad)
   with pytest.raises(NotImplementedError, match="segments=True"):
     jax.eval_shape(attend, *shapes(64, jnp.float16), jax.ShapeDtypeStruct((1, 1024), jnp.int32))
-  text = lower(gradient("mosaic"), [*shapes(64, jnp.float16), None], "cuda")
+  text = lowered(gradient("mosaic"), "cuda", *shapes(64, jnp.float16), None)
   assert "mosaic_gpu" in text and text.count(CALL["cuda"]) == 2                 # the backward is ours
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from r1jax.bench import calls, kernels, libraries, roofline
+from r1jax.bench import calls, kernels, libraries, ops, roofline
 from r1jax.cli import bench
 from r1jax.kernels.case import Case
 
@@ -31,7 +31,7 @@ def toy_cases():
           Case("large", make, flops=1e9, bytes=1.0)]
 
 
-TOY = kernels.Op("square", square, toy_cases, impls=dict(cpu=("right", "wrong", "wrong_gradient", "absent")),
+TOY = ops.Op("square", square, toy_cases, impls=dict(cpu=("right", "wrong", "wrong_gradient", "absent")),
                  interpreted=dict(mine=functools.partial(square, impl="right")),
                  libraries=dict(cpu=dict(near=functools.partial(square, impl="wrong"))))
 
@@ -124,7 +124,7 @@ def test_the_command_says_wrong_with_its_status(monkeypatch, tmp_path, capsys):
   saved = json.loads((tmp_path / "k.json").read_text())
   assert saved["device"] == jax.devices()[0].device_kind and saved["versions"]["jax"] == jax.__version__
   assert [r["impl"] for r in saved["rows"]][:2] == ["ref", "right"]
-  monkeypatch.setattr(kernels, "OPS", (kernels.Op("square", square, toy_cases, impls=dict(cpu=("right",))),))
+  monkeypatch.setattr(kernels, "OPS", (ops.Op("square", square, toy_cases, impls=dict(cpu=("right",))),))
   assert bench.main(["kernels", "--repeats", "1", "--op", "square"]) == 0
   with pytest.raises(ValueError, match="--op=cube is none of square"):
     bench.main(["kernels", "--op", "cube"])

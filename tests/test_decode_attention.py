@@ -4,9 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lowering import CALLS, lowered
+from tpu_topology import topology
 
 from r1jax.kernels import decode_attention as op
-from r1jax.kernels.decode_attention import cache, decode_attention, decode_latent_attention, xla
+from r1jax.kernels.decode_attention import (
+  cache,
+  cases,
+  decode_attention,
+  decode_latent_attention,
+  pallas_gpu,
+  pallas_tpu,
+  xla,
+)
 from r1jax.kernels.decode_attention import quantise as _quantise
 from r1jax.models import attention
 
@@ -191,7 +201,131 @@ def test_wrong_callers_are_told_the_numbers():
     decode_attention(inputs(S=2)[0], prompt, length_B, own, sees_NSA)
   with pytest.raises(ValueError, match="prompt k is int8, with no scale"):
     decode_attention(q, small[1][:2], length_B, own, sees_NSA)
-  with pytest.raises(ValueError, match="own v is float32, and needs no scale"):
-    decode_attention(q, prompt, length_B, (*small[3][:1], own[1], *small[3][2:]), sees_NSA)
+  with pytest.raises(ValueError, match="own k is float32, and needs no scale"):
+    decode_attention(q, prompt, length_B, (*own, *small[3][2:]), sees_NSA)
+  with pytest.raises(ValueError, match="prompt k is float32 and v bfloat16"):
+    decode_attention(q, (prompt[0], prompt[1].astype(jnp.bfloat16)), length_B, own, sees_NSA)
   with pytest.raises(ValueError, match="kv_rank=25 must be within 1 and the latents' 24 channels"):
     decode_latent_attention(*latent_inputs(), 25)
+
+
+# --- the kernels
+
+KERNELS = pytest.mark.parametrize("kernel", [pallas_gpu, pallas_tpu], ids=lambda m: m.__name__.split(".")[-1])
+TABLE = [             # models' heads scaled down, lengths that fill no block; 3 tokens make 96 queries of a prompt
+  (jnp.bfloat16, jnp.bfloat16, 1.5e-2, dict(N=8, B=1, H=8, K=2, C=32, E=32, P=70, A=150, S=3)),
+  (jnp.float32, jnp.bfloat16, 2e-6, dict(N=4, B=2, H=7, K=1, C=20, E=12, P=130, A=257)),
+  (jnp.bfloat16, jnp.int8, 1.5e-2, dict(N=4, B=2, H=6, K=2, C=32, E=32, P=33, A=200)),
+  (jnp.float32, F8, 3e-6, dict(N=2, B=1, H=3, K=3, C=64, E=64, P=1, A=1, S=2)),
+]
+LATENT_TABLE = [
+  (jnp.bfloat16, jnp.bfloat16, 1.5e-2, dict(N=4, B=2, H=16, X=40, P=70, A=150, S=2)),
+  (jnp.float32, jnp.int8, 3e-6, dict(N=2, B=2, H=5, X=32, P=33, A=130)),
+]
+
+
+@pytest.fixture
+def small(monkeypatch):
+  """Several parts of the length, of several blocks each, and several blocks of queries."""
+  monkeypatch.setattr(pallas_gpu, "PROGRAMS", 16)
+  monkeypatch.setattr(pallas_gpu, "TILE_BYTES", 2048)
+  monkeypatch.setattr(pallas_gpu, "LATENT_TILE_BYTES", 2048)
+  for name in ("BLOCK_BYTES", "OUT_BYTES"):
+    monkeypatch.setattr(pallas_tpu, name, 1)
+
+
+@KERNELS
+@pytest.mark.parametrize("query, kept, tolerance, shape", TABLE)
+def test_kernels_compute_the_reference(kernel, query, kept, tolerance, shape, small):
+  q, prompt, length_B, own, sees_NSA = inputs(**shape, query=query, kept=kept)
+  want = decode_attention(q, prompt, length_B, own, sees_NSA, "ref")
+  out = jax.jit(lambda: kernel.decode_attention(q, cache.Part(*prompt), length_B, cache.Part(*own), sees_NSA,
+                                                interpret=True))()
+  assert out.dtype == query
+  close(out, want, tolerance)
+
+
+@KERNELS
+@pytest.mark.parametrize("query, kept, tolerance, shape", LATENT_TABLE)
+def test_kernels_compute_the_reference_of_latents(kernel, query, kept, tolerance, shape, small):
+  kv_rank = 32
+  q, prompt, length_B, own, sees_NSA = latent_inputs(**shape, query=query, kept=kept)
+  want = decode_latent_attention(q, prompt, length_B, own, sees_NSA, kv_rank, "ref")
+  out = jax.jit(lambda: kernel.decode_latent_attention(q, cache.latents("", prompt), length_B, cache.latents("", own),
+                                                       sees_NSA, kv_rank, interpret=True))()
+  assert out.dtype == query
+  close(out, want, tolerance)
+
+
+@KERNELS
+def test_kernels_read_nothing_beyond_what_is_seen(kernel, small):
+  """Rows that see different lengths, none of their own or none of the prompt; beyond it stands nan."""
+  q, (k, v), _, (own_k, own_v), _ = inputs(N=2, B=2, P=128, A=256)
+  last_N1A, column = jnp.array([0, 100]).reshape(2, 1, 1), jnp.arange(256)
+  sees_NSA, length_B = jnp.broadcast_to(column < last_N1A, (2, 1, 256)), jnp.array([40, 0])
+  want = decode_attention(q, (k, v), length_B, (own_k, own_v), sees_NSA, "ref")
+  beyond_NA = column >= 128 * -(-last_N1A[:, 0] // 128)              # blocks are of 128 columns at most
+  spoil = lambda x, where: jnp.where(where, jnp.nan, x)
+  own = spoil(own_k, beyond_NA[:, None, None]), spoil(own_v, beyond_NA[:, None, :, None])
+  run = jax.jit(lambda: kernel.decode_attention(q, cache.Part(k, v), length_B, cache.Part(*own), sees_NSA,
+                                                interpret=True))
+  close(run(), want, 2e-6)
+
+
+def shapes(case):
+  """The case's arguments, abstract."""
+  statics = {}
+
+  def arrays(key):
+    made = case.make(key)
+    statics.update((name, made.pop(name)) for name in ("kv_rank",) if name in made)
+    return made
+  return jax.eval_shape(arrays, jax.random.key(0)), statics
+
+
+REAL = [(decode_attention, c) for c in cases.cases()] + [(decode_latent_attention, c) for c in cases.latent_cases()]
+REAL = pytest.mark.parametrize("f, case", REAL, ids=lambda x: getattr(x, "name", ""))
+
+
+@REAL
+def test_it_lowers_for_gpu_and_tpu_at_full_size_without_one(f, case):
+  arrays, statics = shapes(case)
+  for platform in ("cuda", "tpu", "cpu"):
+    text = lowered(lambda kw: f(**kw, **statics), platform, arrays)
+    assert text.count(CALLS[platform]) == (0 if platform == "cpu" else 2)
+
+
+def test_small_cases_are_what_the_op_takes():
+  for f, all_cases in ((decode_attention, cases.cases()), (decode_latent_attention, cases.latent_cases())):
+    case = next(c for c in all_cases if c.small)
+    both = jax.jit(lambda key, f=f, case=case: [f(**case.make(key), impl=impl) for impl in ("xla", "ref")])
+    close(*both(jax.random.key(0, impl="unsafe_rbg")), case.tolerance)
+
+
+@pytest.mark.parametrize("chip, f, case", [
+  ("v5e:2x2", decode_attention, 0), ("v5p:2x2x1", decode_attention, 2), ("v6e:2x2", decode_attention, 3),
+  ("v5e:2x2", decode_attention, 4), ("v5e:2x2", decode_attention, 5), ("v5e:2x2", decode_attention, 6),
+  ("v5e:2x2", decode_latent_attention, 1), ("v6e:2x2", decode_latent_attention, 2),
+  ("v5p:2x2x1", decode_latent_attention, 3)])
+@pytest.mark.slow
+def test_the_tpus_compiler_takes_it_and_copies_no_cache(chip, f, case):
+  """In a loop that carries the cache, as a sampler does; before it, a cache of narrow heads may change its layout."""
+  heads = f is decode_attention
+  arrays, statics = shapes((cases.cases() if heads else cases.latent_cases())[case])
+  q_name, own_name = ("q_NSHC", "own") if heads else ("q_NSHX", "own_NAX")
+  placed = jax.sharding.SingleDeviceSharding(topology(chip)[0])
+  arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), arrays)
+
+  def steps(kw):
+    def body(t, carry):
+      own, q = carry
+      own = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(t.astype(x.dtype)), own)
+      out = f(**kw | {own_name: own, q_name: q}, **statics)
+      return own, q.at[..., :out.shape[3]].add(out)
+    return jax.lax.fori_loop(0, 4, body, (kw[own_name], kw[q_name]))[1]
+  text = jax.jit(steps).lower(arrays).compile().as_text()
+  assert text.count('custom_call_target="tpu_custom_call"') == 2
+  loop = text.split("\nENTRY")[0]
+  large = "[" + ",".join(map(str, jax.tree.leaves(arrays[own_name])[0].shape)) + "]"
+  assert large in loop
+  assert not [line for line in loop.splitlines() if " copy" in line and large in line.split(" copy")[0]]

@@ -20,54 +20,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from r1jax.bench import calls, libraries, roofline
-from r1jax.kernels import fp8_matmul as fp8
-from r1jax.kernels import grouped_matmul as grouped
+from r1jax.bench.ops import OPS, Op
 from r1jax.kernels.case import Case
-from r1jax.kernels.fp8_matmul import cases as fp8_cases
-from r1jax.kernels.fp8_matmul import pallas_gpu as fp8_gpu
-from r1jax.kernels.fp8_matmul import pallas_tpu as fp8_tpu
-from r1jax.kernels.grouped_matmul import cases as grouped_cases
-from r1jax.kernels.grouped_matmul import pallas_gpu as grouped_gpu
-from r1jax.kernels.grouped_matmul import pallas_tpu as grouped_tpu
 
 GRADIENT_SLACK = 2.0      # a gradient may be this many times the case's tolerance away: it is two products deep
 PACKAGES = ("jax", "jaxlib", "libtpu", "tokamax", "jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cudnn-cu12",
             "nvidia-cudnn-cu13")
-
-
-@dataclasses.dataclass(frozen=True)
-class Op:
-  """A kernel folder and what to run of it. The keys of impls and libraries are those of jax.default_backend().
-
-  A library's error is shown and does not make the benchmark fail: it may compute something near, as bfloat16 is to FP8.
-  """
-  name: str
-  function: Callable                      # the public one; impl="ref" is the specification
-  cases: Callable[[], list[Case]]
-  impls: dict[str, tuple[str, ...]]       # names of implementations
-  libraries: dict[str, dict[str, Callable]] = dataclasses.field(default_factory=dict)
-  interpreted: dict[str, Callable] = dataclasses.field(default_factory=dict)   # Pallas kernels' forward passes
-  gradient: bool = True
-  factors: str = ""                       # what is multiplied, where that is not the arguments' dtype: fp8
-
-
-def _fp8_by(product: Callable) -> Callable:
-  product = functools.partial(product, interpret=True)
-  return lambda x_MD, w_DF: fp8.forward(x_MD, w_DF, product)[0]
-
-
-OPS = (
-  Op("grouped_matmul", grouped.grouped_matmul, grouped_cases.cases,
-     impls=dict(cpu=("blocks", "ragged_dot"), gpu=("triton", "mosaic_gpu", "ragged_dot"),
-                tpu=("megablox", "ragged_dot")),
-     libraries=dict(gpu=dict(tokamax=libraries.tokamax_grouped_matmul),
-                    tpu=dict(tokamax=libraries.tokamax_grouped_matmul)),
-     interpreted=dict(triton=functools.partial(grouped_gpu.forward, interpret=True),
-                      megablox=functools.partial(grouped_tpu.forward, interpret=True))),
-  Op("fp8_matmul", fp8.fp8_matmul, fp8_cases.cases, impls=dict(gpu=("triton",), tpu=("pallas_tpu",)),
-     libraries={key: {"bfloat16 matmul": libraries.bf16_matmul} for key in ("cpu", "gpu", "tpu")},
-     interpreted=dict(triton=_fp8_by(fp8_gpu.product), pallas_tpu=_fp8_by(fp8_tpu.product)), factors="fp8"),
-)
 
 
 def measure(ops: tuple[Op, ...] = OPS, interpret: bool = False, repeats: int = 5, console=None) -> dict:

@@ -1,7 +1,8 @@
 """Attention of decode steps: a few new tokens of every row look at their prompt's cache, shared by the G answers to it,
 and at their own row's cache. For grouped queries and for the latents of MLA's absorbed form.
 
-ref.py says what it computes. On CPU xla.py does it. Caches may be f32, bf16, or 8 bits with scales (quantise.py).
+ref.py says what it computes. On CPU xla.py does it, on NVIDIA GPUs and TPUs Pallas kernels, which read the caches once
+and split them over the length. Caches may be f32, bf16, or 8 bits with scales (quantise.py).
 There is no gradient: nothing is learned through a decode step, and jax.grad says so.
 Letters: S query tokens of a row, E value channels, X latent channels (those of the value, Z, first); the rest in
 r1jax/types.py. A row's own cache has A columns.
@@ -13,12 +14,12 @@ import functools
 
 import jax
 
-from r1jax.kernels.decode_attention import cache, ref, xla
+from r1jax.kernels.decode_attention import cache, pallas_gpu, pallas_tpu, ref, xla
 from r1jax.kernels.decode_attention.quantise import quantise
 
 __all__ = ["IMPLS", "decode_attention", "decode_latent_attention", "quantise"]
 
-IMPLS = ("xla", "ref")
+IMPLS = ("pallas_gpu", "pallas_tpu", "xla", "ref")
 
 
 def decode_attention(q_NSHC, prompt, prompt_length_B, own, sees_NSA, impl: str | None = None):
@@ -60,8 +61,8 @@ def _run(q, prompt, prompt_length_B, own, sees_NSA, kv_rank, impl):
     return functools.partial(module.decode_latent_attention, kv_rank=kv_rank)
   args = (q, prompt, prompt_length_B, own, sees_NSA)
   if impl:
-    return of(dict(xla=xla, ref=ref)[impl])(*args)
-  return of(xla)(*args)
+    return of(dict(pallas_gpu=pallas_gpu, pallas_tpu=pallas_tpu, xla=xla, ref=ref)[impl])(*args)
+  return jax.lax.platform_dependent(*args, cuda=of(pallas_gpu), tpu=of(pallas_tpu), default=of(xla))
 
 
 def _no_gradient(*_):

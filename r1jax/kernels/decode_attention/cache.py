@@ -26,6 +26,8 @@ def parts(name: str, given) -> Part:
     raise ValueError(f"{name} is a tuple (k, v) or (k, v, k_scale, v_scale), not {type(given).__name__}"
                      f"{f' of {len(given)}' if isinstance(given, tuple) else ''}")
   part = Part(*given)
+  if part.k.dtype != part.v.dtype:
+    raise ValueError(f"{name} k is {part.k.dtype.name} and v {part.v.dtype.name}")
   _check_scale(f"{name} k", part.k, part.k_scale, (*part.k.shape[:2], part.k.shape[3]))
   _check_scale(f"{name} v", part.v, part.v_scale, part.v.shape[:3])
   return part
