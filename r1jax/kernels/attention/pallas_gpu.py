@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from r1jax.kernels.attention import tiles
 from r1jax.kernels.attention.bounds import bounds, diagonal
 from r1jax.kernels.attention.ref import MASKED, SHARED
 
@@ -47,60 +48,6 @@ def blocks(T: int, C: int, E: int, dtype, backward: bool) -> Blocks:
   return Blocks(q, k, warps=4 if max(C, E) <= 64 or q * k < 2048 else 8)
 
 
-def _parts(width: int):
-  """(start, size) of powers of two, at least 16, that cover it; what reaches beyond is masked."""
-  out, at = [], 0
-  while at < width:
-    size = max(16, 1 << ((width - at).bit_length() - 1))
-    out.append((at, size))
-    at += size
-  return out
-
-
-def _covered(width: int) -> int:
-  at, size = _parts(width)[-1]
-  return at + size
-
-
-def _mask(T: int, width: int, start, rows: int, at: int, size: int):
-  """[rows, size], or None where the block from (start, at) lies inside [T, width] for certain."""
-  inside = None
-  if T % rows:
-    inside = jnp.broadcast_to((start + jnp.arange(rows) < T)[:, None], (rows, size))
-  if at + size > width:
-    channel = jnp.broadcast_to((at + jnp.arange(size) < width)[None], (rows, size))
-    inside = channel if inside is None else inside & channel
-  return inside
-
-
-def _load(ref, T, width, start, rows, head=()):
-  """Rows from `start` of [T, width], in parts. head: of an array with an axis of heads between the two."""
-  out = []
-  for at, size in _parts(width):
-    mask = _mask(T, width, start, rows, at, size)
-    part = ref.at[(pl.ds(start, rows), *head, pl.ds(at, size))]
-    out.append(plgpu.load(part) if mask is None else plgpu.load(part, mask=mask, other=0.0))
-  return out
-
-
-def _store(ref, T, width, start, rows, parts):
-  for (at, size), part in zip(_parts(width), parts, strict=True):
-    mask = _mask(T, width, start, rows, at, size)
-    plgpu.store(ref.at[pl.ds(start, rows), pl.ds(at, size)], part.astype(ref.dtype), mask=mask)
-
-
-def _row(ref, T, start, rows, other, head=()):
-  """Values of [T], from `start`."""
-  mask = start + jnp.arange(rows) < T if T % rows else None
-  part = ref.at[(*head, pl.ds(start, rows))]
-  return plgpu.load(part) if mask is None else plgpu.load(part, mask=mask, other=other)
-
-
-def _dot(xs, ys):
-  """Sum over the parts of x y^T."""
-  return functools.reduce(jnp.add, [plgpu.dot(x, y.T) for x, y in zip(xs, ys, strict=True)])
-
-
 def _sees(a, b, size: Blocks, id_q, id_k):
   q, k = a * size.q + jnp.arange(size.q), b * size.k + jnp.arange(size.k)
   sees = q[:, None] >= k[None, :]
@@ -111,7 +58,7 @@ def _sees(a, b, size: Blocks, id_q, id_k):
 
 def _scores(q, k, scale, sees):
   """In powers of two: exp2 is one instruction."""
-  score = _dot(q, k) * (scale * LOG2E)
+  score = tiles.dot(q, k) * (scale * LOG2E)
   return score if sees is None else jnp.where(sees, score, MASKED)
 
 
@@ -131,25 +78,25 @@ def _over_keys(step, carry, a, size: Blocks, S: int, segment, shared_ref, own_re
 def _forward(q_ref, k_ref, v_ref, segment, shared_ref, own_ref, o_ref, lse_ref, *, size: Blocks, T, C, E, scale):
   S = pl.cdiv(T, size.k)
   a = pl.cdiv(T, size.q) - 1 - pl.program_id(0)         # the longest first
-  q = _load(q_ref, T, C, a * size.q, size.q)
-  id_q = None if segment is None else _row(segment, T, a * size.q, size.q, 0)
+  q = tiles.load(q_ref, T, C, a * size.q, size.q)
+  id_q = None if segment is None else tiles.row(segment, T, a * size.q, size.q, 0)
 
   def step(b, carry, masked):
     o, highest, total = carry
-    k = _load(k_ref, T, C, b * size.k, size.k)
-    id_k = None if segment is None else _row(segment, T, b * size.k, size.k, 0)
+    k = tiles.load(k_ref, T, C, b * size.k, size.k)
+    id_k = None if segment is None else tiles.row(segment, T, b * size.k, size.k, 0)
     score = _scores(q, k, scale, _sees(a, b, size, id_q, id_k) if masked else None)
     higher = jnp.maximum(highest, score.max(1))
     # a row that has seen nothing yet weighs MASKED alike; its first real score makes that nothing
     fade, weight = jnp.exp2(highest - higher), jnp.exp2(score - higher[:, None])
-    v = _load(v_ref, T, E, b * size.k, size.k)
+    v = tiles.load(v_ref, T, E, b * size.k, size.k)
     o = [x * fade[:, None] + plgpu.dot(weight.astype(y.dtype), y) for x, y in zip(o, v, strict=True)]
     return o, higher, total * fade + weight.sum(1)
 
-  start = ([jnp.zeros((size.q, n), jnp.float32) for _, n in _parts(E)], jnp.full((size.q,), MASKED, jnp.float32),
+  start = ([jnp.zeros((size.q, n), jnp.float32) for _, n in tiles.parts(E)], jnp.full((size.q,), MASKED, jnp.float32),
            jnp.zeros((size.q,), jnp.float32))
   o, highest, total = _over_keys(step, start, a, size, S, segment, shared_ref, own_ref)
-  _store(o_ref, T, E, a * size.q, size.q, [x / total[:, None] for x in o])
+  tiles.store(o_ref, T, E, a * size.q, size.q, [x / total[:, None] for x in o])
   inside = a * size.q + jnp.arange(size.q) < T if T % size.q else None
   plgpu.store(lse_ref.at[pl.ds(a * size.q, size.q)], highest / LOG2E + jnp.log(total), mask=inside)
 
@@ -158,37 +105,37 @@ def _dq(q_ref, k_ref, v_ref, segment, shared_ref, own_ref, do_ref, lse_ref, delt
         scale):
   S = pl.cdiv(T, size.k)
   a = pl.cdiv(T, size.q) - 1 - pl.program_id(0)
-  q, do = (_load(ref, T, width, a * size.q, size.q) for ref, width in ((q_ref, C), (do_ref, E)))
-  id_q = None if segment is None else _row(segment, T, a * size.q, size.q, 0)
-  lse, delta = (_row(ref, T, a * size.q, size.q, 0.0) for ref in (lse_ref, delta_ref))
+  q, do = (tiles.load(ref, T, width, a * size.q, size.q) for ref, width in ((q_ref, C), (do_ref, E)))
+  id_q = None if segment is None else tiles.row(segment, T, a * size.q, size.q, 0)
+  lse, delta = (tiles.row(ref, T, a * size.q, size.q, 0.0) for ref in (lse_ref, delta_ref))
 
   def step(b, dq, masked):
-    k, v = (_load(ref, T, width, b * size.k, size.k) for ref, width in ((k_ref, C), (v_ref, E)))
-    id_k = None if segment is None else _row(segment, T, b * size.k, size.k, 0)
+    k, v = (tiles.load(ref, T, width, b * size.k, size.k) for ref, width in ((k_ref, C), (v_ref, E)))
+    id_k = None if segment is None else tiles.row(segment, T, b * size.k, size.k, 0)
     score = _scores(q, k, scale, _sees(a, b, size, id_q, id_k) if masked else None)
     weight = jnp.exp2(score - (lse * LOG2E)[:, None])
-    dscore = weight * (_dot(do, v) - delta[:, None])
+    dscore = weight * (tiles.dot(do, v) - delta[:, None])
     return [x + plgpu.dot(dscore.astype(y.dtype), y) for x, y in zip(dq, k, strict=True)]
 
-  dq = [jnp.zeros((size.q, n), jnp.float32) for _, n in _parts(C)]
+  dq = [jnp.zeros((size.q, n), jnp.float32) for _, n in tiles.parts(C)]
   dq = _over_keys(step, dq, a, size, S, segment, shared_ref, own_ref)
-  _store(dq_ref, T, C, a * size.q, size.q, [x * scale for x in dq])
+  tiles.store(dq_ref, T, C, a * size.q, size.q, [x * scale for x in dq])
 
 
 def _dkv(q_ref, k_ref, v_ref, segment, upto_ref, do_ref, lse_ref, delta_ref, dk_ref, dv_ref, *, size: Blocks, T, C, E,
          R, scale):
   Q, b = pl.cdiv(T, size.q), pl.program_id(0)
-  k, v = (_load(ref, T, width, b * size.k, size.k) for ref, width in ((k_ref, C), (v_ref, E)))
-  id_k = None if segment is None else _row(segment, T, b * size.k, size.k, 0)
+  k, v = (tiles.load(ref, T, width, b * size.k, size.k) for ref, width in ((k_ref, C), (v_ref, E)))
+  id_k = None if segment is None else tiles.row(segment, T, b * size.k, size.k, 0)
 
   def step(a, carry, masked, r):
     dk, dv = carry
-    q, do = (_load(ref, T, width, a * size.q, size.q, (r,)) for ref, width in ((q_ref, C), (do_ref, E)))
-    id_q = None if segment is None else _row(segment, T, a * size.q, size.q, 0)
-    lse, delta = (_row(ref, T, a * size.q, size.q, 0.0, (r,)) for ref in (lse_ref, delta_ref))
+    q, do = (tiles.load(ref, T, width, a * size.q, size.q, (r,)) for ref, width in ((q_ref, C), (do_ref, E)))
+    id_q = None if segment is None else tiles.row(segment, T, a * size.q, size.q, 0)
+    lse, delta = (tiles.row(ref, T, a * size.q, size.q, 0.0, (r,)) for ref in (lse_ref, delta_ref))
     score = _scores(q, k, scale, _sees(a, b, size, id_q, id_k) if masked else None)
     weight = jnp.exp2(score - (lse * LOG2E)[:, None])
-    dscore = weight * (_dot(do, v) - delta[:, None])
+    dscore = weight * (tiles.dot(do, v) - delta[:, None])
     dv = [x + plgpu.dot(weight.astype(y.dtype).T, y) for x, y in zip(dv, do, strict=True)]
     return [x + plgpu.dot(dscore.astype(y.dtype).T, y) for x, y in zip(dk, q, strict=True)], dv
 
@@ -203,16 +150,16 @@ def _dkv(q_ref, k_ref, v_ref, segment, upto_ref, do_ref, lse_ref, delta_ref, dk_
     for low, high, masked in runs:
       carry = jax.lax.fori_loop(low, high, functools.partial(step, masked=masked, r=r), carry)
     return carry
-  zeros = lambda width: [jnp.zeros((size.k, n), jnp.float32) for _, n in _parts(width)]
+  zeros = lambda width: [jnp.zeros((size.k, n), jnp.float32) for _, n in tiles.parts(width)]
   dk, dv = jax.lax.fori_loop(0, R, head, (zeros(C), zeros(E)))
-  _store(dk_ref, T, C, b * size.k, size.k, [x * scale for x in dk])
-  _store(dv_ref, T, E, b * size.k, size.k, dv)
+  tiles.store(dk_ref, T, C, b * size.k, size.k, [x * scale for x in dk])
+  tiles.store(dv_ref, T, E, b * size.k, size.k, dv)
 
 
 def _specs(T, R):
   """Blocks are whole rows of one head: the kernels cut them up themselves. (q-like, key-like, per-query) by width."""
-  by_q = lambda width: pl.BlockSpec((None, T, None, _covered(width)), lambda i, h, n: (n, 0, h, 0))
-  by_k = lambda width: pl.BlockSpec((None, None, T, _covered(width)), lambda i, h, n: (n, jax.lax.div(h, R), 0, 0))
+  by_q = lambda width: pl.BlockSpec((None, T, None, tiles.covered(width)), lambda i, h, n: (n, 0, h, 0))
+  by_k = lambda width: pl.BlockSpec((None, None, T, tiles.covered(width)), lambda i, h, n: (n, jax.lax.div(h, R), 0, 0))
   row = pl.BlockSpec((None, None, T), lambda i, h, n: (n, h, 0))
   return by_q, by_k, row
 
@@ -268,7 +215,7 @@ def backward(q_NTHC, k_NKTC, v_NKTE, segment_NT, o_NTHE, lse_NHT, do_NTHE, *, sc
   )(q_NTHC, k_NKTC, v_NKTE, segment_NT, shared_NQ, own_NQ, do_NTHE, lse_NHT, delta_NHT)
   # the query heads of a key head together
   _, by_k, _ = _specs(T, 1)
-  by_q = lambda width: pl.BlockSpec((None, T, R, _covered(width)), lambda i, k, n: (n, 0, k, 0))
+  by_q = lambda width: pl.BlockSpec((None, T, R, tiles.covered(width)), lambda i, k, n: (n, 0, k, 0))
   row = pl.BlockSpec((None, R, T), lambda i, k, n: (n, k, 0))
   dk_NKTC, dv_NKTE = call(
     functools.partial(_dkv, size=size, T=T, C=C, E=E, R=R, scale=scale),
