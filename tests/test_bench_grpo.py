@@ -71,12 +71,13 @@ def test_the_benchmark_has_phases_that_add_up_and_ratios_of_neighbouring_steps(f
   peer = result["peers"]["trl"]
   assert (peer["seconds"], peer["rollout"], peer["parameters"]) == (40, 1, 7)     # the first two are not timed
   assert peer["ratio_low"] <= peer["ratio"] <= peer["ratio_high"] and peer["memory_ratio"] > 100
-  assert grpo.table(result | json.loads(json.dumps(result))).row_count == 12
+  assert grpo.table(result | json.loads(json.dumps(result))).row_count == 13
 
 
 def test_a_ratio_is_to_our_steps_before_and_after():
   seen = [dict(seconds=6.0, rollout=0.0), dict(seconds=12.0, rollout=0.0), dict(seconds=3.0, rollout=0.0)]
   out = grpo.against(np.array([2.0, 3.0, 3.0]), seen, dict(name="x", parameters=1, peak_memory_bytes=8), 4)
+  assert out["least"] == 3
   assert (out["ratio"], out["ratio_low"], out["ratio_high"], out["memory_ratio"]) == (3, 1, 4, 2)
 
 

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import experiment
 from tiny import weights
 
-from r1jax import layout, offload, train, update
+from r1jax import layout, loop, offload, pipeline, train, update
 from r1jax.grpo import LossConfig
+from r1jax.metrics import read
 from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
 from r1jax.sampler import SampleConfig
@@ -169,3 +171,23 @@ def test_a_backend_without_pinned_memory_is_refused_by_name(monkeypatch):
 def test_config_errors_name_the_values(change, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(CFG, **change)
+
+
+@pytest.mark.slow
+def test_a_run_with_all_of_it_stopped_after_each_rollout_leaves_the_same_bits(tmp_path):
+  c = experiment("r1_zero_parity")
+  c.stages = ("reasoning_rl",)
+  c.reasoning_rl.rollouts, c.eval.problems = 2, 8
+  c.reasoning_rl.update(offload="both", sort_by_length=True, micro_batches=2, reference_refresh=0)
+  c.reasoning_rl.loss.update(kl_coef=0.01)
+  c.reasoning_rl.optimizer.update(state_dtype="bfloat16")
+  pipeline.run(c, tmp_path / "whole")
+  stop = loop.Stop()
+  stop.asked = True
+  with pytest.raises(loop.Interrupted):
+    pipeline.run(c, tmp_path / "parts", stop=stop)
+  pipeline.run(c, tmp_path / "parts", stop=stop)
+  whole, parts = (pipeline.load_policy(tmp_path / folder)[0] for folder in ("whole", "parts"))
+  jax.tree.map(np.testing.assert_array_equal, whole, parts)
+  rows = [read(tmp_path / folder / "reasoning_rl" / "metrics.jsonl") for folder in ("whole", "parts")]
+  assert [row["kl"] for row in rows[0]] == [row["kl"] for row in rows[1]] and len(rows[0]) == 2
