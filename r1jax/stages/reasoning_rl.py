@@ -212,7 +212,7 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
       state = state.replace(ref_params=jax.tree.map(jnp.copy, state.params))
 
     state = offload.rest(state.replace(carry=carry), cfg.offload)
-    row = summary(rollouts, reward_N, parts, same_N) | {k: float(m.value()) for k, m in total.items()}
+    row = collect.summary(rollouts, reward_N, parts, same_N) | {k: float(m.value()) for k, m in total.items()}
     ended = time.monotonic()
     row |= {"lr": float(rate(learnt)), "tokens_per_s": sum(map(len, rollouts.answers)) / (ended - began),
             "seconds/rollout": rewarded - began - scored.seconds, "seconds/reward": scored.seconds,
@@ -251,20 +251,3 @@ def minibatches(cfg: RLConfig, seed: int, unit: int):
   """The questions of each minibatch, split at random."""
   order = np.random.default_rng([seed, unit, 1]).permutation(cfg.questions_per_rollout)
   return [np.sort(questions) for questions in np.split(order, cfg.minibatches)]
-
-
-def summary(rollouts, reward_N, parts, same_N) -> dict[str, float]:
-  """What the rollout looked like, as means over its answers. Verdicts are shares of all answers."""
-  length_N = np.asarray([len(a) for a in rollouts.answers], np.float32)
-  out = {"reward": reward_N.mean(), "length": length_N.mean(), "truncated_share": rollouts.truncated_N.mean(),
-         "zero_variance_share": same_N.mean()}
-  for name in parts[0]:
-    out[f"reward/{name}"] = np.mean([p[name].value for p in parts])
-  if "accuracy" in parts[0]:
-    verdicts = np.asarray([p["accuracy"].verdict for p in parts])
-    out["accuracy"] = (verdicts == "correct").mean()
-    out |= {f"verdict/{v}": (verdicts == v).mean() for v in np.unique(verdicts)}
-    for name, rows in (("correct", verdicts == "correct"), ("wrong", verdicts != "correct")):
-      if rows.any():
-        out[f"length/{name}"] = length_N[rows].mean()
-  return {k: float(v) for k, v in out.items()}
