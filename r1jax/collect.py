@@ -75,3 +75,20 @@ def overlong(cfg, rollouts) -> np.ndarray:
     return np.zeros_like(length_N)
   over_N = soft_overlong(length_N, cfg.sampling.max_tokens, cfg.overlong_cushion)
   return np.where(rollouts.truncated_N, -1.0, over_N).astype(np.float32)
+
+
+def summary(rollouts, reward_N, parts, same_N) -> dict[str, float]:
+  """What the rollout looked like, as means over its answers. Verdicts are shares of all answers."""
+  length_N = np.asarray([len(a) for a in rollouts.answers], np.float32)
+  out = {"reward": reward_N.mean(), "length": length_N.mean(), "truncated_share": rollouts.truncated_N.mean(),
+         "zero_variance_share": same_N.mean()}
+  for name in parts[0]:
+    out[f"reward/{name}"] = np.mean([p[name].value for p in parts])
+  if "accuracy" in parts[0]:
+    verdicts = np.asarray([p["accuracy"].verdict for p in parts])
+    out["accuracy"] = (verdicts == "correct").mean()
+    out |= {f"verdict/{v}": (verdicts == v).mean() for v in np.unique(verdicts)}
+    for name, rows in (("correct", verdicts == "correct"), ("wrong", verdicts != "correct")):
+      if rows.any():
+        out[f"length/{name}"] = length_N[rows].mean()
+  return {k: float(v) for k, v in out.items()}

@@ -23,6 +23,16 @@ class Packed:
   mask_NT: jax.Array             # f32: 1 on answer tokens, which are to be predicted
 
 
+@flax.struct.dataclass
+class PackedAnswers:
+  """Rows of samples, and where the log-probs of a Batch's answer tokens are to be found in them (layout.pack)."""
+  token_RT: jax.Array            # as Packed's
+  segment_RT: jax.Array
+  position_RT: jax.Array
+  from_M: jax.Array              # int32: the state, of all R * T, that predicts answer token m
+  to_M: jax.Array                # int32: the token's place among the N * A; N * A for padding
+
+
 def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
   """Indices of the samples of each row: longest first, each into the row with the least room that it fits in.
 

@@ -17,7 +17,7 @@ from r1jax import losses
 from r1jax.losses import Mean
 from r1jax.models import attention, moe, transformer
 from r1jax.models.transformer import ModelConfig
-from r1jax.packing import Packed
+from r1jax.packing import Packed, PackedAnswers
 from r1jax.types import Batch, TrainState
 
 
@@ -31,6 +31,21 @@ def token_logprobs(params, model: ModelConfig, prompt_BP, prompt_length_B, answe
   """
   return logprobs_and_routing(params, model, prompt_BP, prompt_length_B, answer_NA, temperature, experts,
                               kept_NAk=kept_NAk)[:2]
+
+
+def packed_answer_logprobs(params, model: ModelConfig, packed: PackedAnswers, answer_NA, temperature: float = 1.0,
+                           kept_NAk=None):
+  """logprobs_and_routing of the same answers, from rows into which whole samples were packed; 0 outside the mask."""
+  N, A = answer_NA.shape
+  attend = functools.partial(attention.causal, segment_NT=packed.segment_RT)
+  hidden_RTD, kept = transformer.forward(params, model, packed.token_RT, packed.position_RT, attend,
+                                         mask_NT=(packed.segment_RT > 0).astype(jnp.float32))
+  pick = lambda x_NA: jnp.take(x_NA.reshape(N * A, *x_NA.shape[2:]), packed.to_M, axis=0, mode="clip")
+  logp_M, entropy_M = losses.token_logprobs(
+    hidden_RTD.reshape(-1, model.dim)[packed.from_M], transformer.head(params), pick(answer_NA), temperature,
+    model.logit_chunk, None if kept_NAk is None else pick(kept_NAk), tied=model.tied_head)
+  place = lambda x_M: jnp.zeros(N * A).at[packed.to_M].set(x_M, mode="drop").reshape(N, A)
+  return place(logp_M), place(entropy_M), kept.routing
 
 
 def logprobs_and_routing(params, model: ModelConfig, prompt_BP, prompt_length_B, answer_NA, temperature: float = 1.0,
@@ -83,9 +98,11 @@ def packed_logprobs(params, model: ModelConfig, packed: Packed, temperature: flo
 
 
 @functools.partial(jax.jit, static_argnames=("model", "temperature", "micro_batches"))
-def score(params, prompt_BP, prompt_length_B, answer_NA, experts=None, kept_NAk=None, *, model: ModelConfig,
-          temperature: float = 1.0, micro_batches: int = 1):
+def score(params, prompt_BP, prompt_length_B, answer_NA, experts=None, kept_NAk=None, packed=None, *,
+          model: ModelConfig, temperature: float = 1.0, micro_batches: int = 1):
   """log-probs [N, A] of given answers: the old policy's (its experts used again), the reference's (its own)."""
+  if packed is not None:
+    return packed_answer_logprobs(params, model, packed, answer_NA, temperature, kept_NAk)[0]
   one = lambda part: token_logprobs(params, model, *part[:3], temperature, *part[3:])[0]
   parts = split((prompt_BP, prompt_length_B, answer_NA, experts, kept_NAk), micro_batches)
   out = jax.lax.map(one, parts) if micro_batches > 1 else one(jax.tree.map(lambda x: x[0], parts))[None]
@@ -106,33 +123,54 @@ def init_state(params, tx: optax.GradientTransformation, reference: bool = False
   return TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params), ref_params=ref_params)
 
 
-def gradients(params, batch: Batch, loss_fn, micro_batches: int):
-  """Gradient of the loss's total / weight, that loss, and metrics; the same whatever the number of micro-batches.
+def sums(params, part: Batch, loss_fn, prepare=None):
+  """(gradient of the loss's total, (loss, metrics)) of a micro-batch: what is added up over the others.
 
-  Totals and weights are added up over micro-batches and divided once: no mean of means.
+  prepare(part) -> part comes before, without a gradient, such as the reference's log-probs.
   """
   def total(params, part):
     loss, metrics = loss_fn(params, part)
     return loss.total, (loss, metrics)
+  return jax.grad(total, has_aux=True)(params, part if prepare is None else prepare(part))
 
-  grad = jax.grad(total, has_aux=True)
+
+def add(a, b):
+  return jax.tree.map(lambda a, b: a + b, a, b, is_leaf=lambda x: hasattr(x, "value"))
+
+
+def gradients(params, batch: Batch, loss_fn, micro_batches: int, prepare=None):
+  """Gradient of the loss's total / weight, that loss, and metrics; the same whatever the number of micro-batches.
+
+  Totals and weights are added up over micro-batches and divided once: no mean of means.
+  """
+  grad = functools.partial(sums, loss_fn=loss_fn, prepare=prepare)
   if micro_batches == 1:
     grads, (loss, metrics) = grad(params, batch)
   else:
     parts = split(batch, micro_batches)
     first = grad(params, jax.tree.map(lambda x: x[0], parts))
-    add = functools.partial(jax.tree.map, lambda a, b: a + b, is_leaf=lambda x: hasattr(x, "value"))
     (grads, (loss, metrics)), _ = jax.lax.scan(
       lambda carry, part: (add(carry, grad(params, part)), None), first, jax.tree.map(lambda x: x[1:], parts))
-  return jax.tree.map(lambda g: g / jnp.maximum(loss.weight, 1e-9), grads), loss, metrics
+  return divided(grads, loss), loss, metrics
 
 
-def train_step(state: TrainState, batch: Batch, *, loss_fn, tx, micro_batches: int = 1, bias_speed: float = 0.0):
+def divided(grads, loss: Mean):
+  return jax.tree.map(lambda g: g / jnp.maximum(loss.weight, 1e-9), grads)
+
+
+def train_step(state: TrainState, batch: Batch, *, loss_fn, tx, micro_batches: int = 1, bias_speed: float = 0.0,
+               prepare=None):
   """One update. Returns the next state and metrics (each a Mean or Max; `.value()` prints it).
 
   bias_speed: MoE routers' selection bias moves by so much towards even loads, which loss_fn reports as moe.LOAD.
+  prepare(ref_params, part) -> part: see `sums`; the KL reference's log-probs are computed here, in the same program.
   """
-  grads, loss, metrics = gradients(state.params, batch, loss_fn, micro_batches)
+  before = prepare and functools.partial(prepare, state.ref_params)
+  return updated(state, *gradients(state.params, batch, loss_fn, micro_batches, before), tx, bias_speed)
+
+
+def updated(state: TrainState, grads, loss: Mean, metrics, tx, bias_speed: float = 0.0):
+  """The next state and metrics, from the gradient and its loss."""
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   load = metrics.pop(moe.LOAD, None)
@@ -142,10 +180,31 @@ def train_step(state: TrainState, batch: Batch, *, loss_fn, tx, micro_batches: i
   return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
-def compiled_step(loss_fn, tx, micro_batches: int = 1, bias_speed: float = 0.0):
+def compiled_step(loss_fn, tx, micro_batches: int = 1, bias_speed: float = 0.0, prepare=None):
   """`train_step`, jitted; the old state's memory is reused for the new one."""
   return jax.jit(functools.partial(train_step, loss_fn=loss_fn, tx=tx, micro_batches=micro_batches,
-                                   bias_speed=bias_speed), donate_argnames="state")
+                                   bias_speed=bias_speed, prepare=prepare), donate_argnames="state")
+
+
+def compiled_parts(loss_fn, tx, bias_speed: float = 0.0, prepare=None):
+  """update(state, parts), the same as compiled_step's, of micro-batches that may differ in shape (layout.py).
+
+  A program for each shape, one that adds, and one that ends the update; the state's memory is reused.
+  """
+  def one(params, ref_params, part):
+    return sums(params, part, loss_fn, prepare and functools.partial(prepare, ref_params))
+
+  def end(state, total):
+    grads, (loss, metrics) = total
+    return updated(state, divided(grads, loss), loss, metrics, tx, bias_speed)
+  one, plus, end = jax.jit(one), jax.jit(add, donate_argnums=0), jax.jit(end, donate_argnums=0)
+
+  def update(state, parts):
+    total = one(state.params, state.ref_params, parts[0])
+    for part in parts[1:]:
+      total = plus(total, one(state.params, state.ref_params, part))
+    return end(state, total)
+  return update
 
 
 def bucket(length: int, multiple: int = 8) -> int:

@@ -38,6 +38,7 @@ class Batch:
   prompt_expert_BPLk: jax.Array | None = None
   expert_NALk: jax.Array | None = None
   kept_NAk: jax.Array | None = None         # tokens that each was drawn from, -1 for none; None: the whole vocabulary
+  packed: Any = None                        # the same samples in rows of a token budget (packing.PackedAnswers)
 
 
 @flax.struct.dataclass

@@ -23,9 +23,13 @@ def main(argv: list[str]) -> int:
                 "the exit status 1. "
                 "verifier: the judges of mathematical answers against completions that people have marked.")
   parser.add_argument("what", choices=BENCHES, help="what to measure")
-  parser.add_argument("--shape", choices=("A", "B"), default="A",
+  parser.add_argument("--shape", choices=("A", "B", "long"), default="A",
                       help="grpo; A: 4 layers x 128, vocab 512, 8 prompts x 8 answers, 32 + 64 tokens (default);"
-                           " B: SmolLM2-135M's, 4 x 8, 64 + 64")
+                           " B: SmolLM2-135M's, 4 x 8, 64 + 64; long: A's model, 4 x 16, 512 + 32")
+  parser.add_argument("--peer", action="append", default=[], metavar="NAME[=PYTHON]",
+                      help="grpo: also run trl or tunix, with the Python that has it, in turns; may be given again")
+  parser.add_argument("--peer-parts", type=int, default=1, metavar="N",
+                      help="grpo: micro-batches of the peers (default 1)")
   parser.add_argument("--steps", type=int, default=10, metavar="N", help="grpo: steps to time (default 10)")
   parser.add_argument("--model", type=Path, metavar="DIR",
                       help="load: the checkpoint (default: 0.5 GB of random weights in shards of 64 MB)")
@@ -71,7 +75,11 @@ def main(argv: list[str]) -> int:
     Console().print(verifier.table(result))
   else:
     from r1jax.bench import grpo
-    result = grpo.measure(args.shape, args.steps)
+    from r1jax.bench.peers import child
+    shape = grpo.SHAPES[args.shape]
+    if args.peer_parts < 1 or shape.prompts % args.peer_parts:
+      raise ValueError(f"--peer-parts={args.peer_parts} must divide the {shape.prompts} prompts of shape {args.shape}")
+    result = grpo.measure(args.shape, args.steps, [child.python_of(text) for text in args.peer], args.peer_parts)
     Console().print(grpo.table(result))
   if args.json:
     args.json.write_text(json.dumps(result, indent=1))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from r1jax import offload
 from r1jax.models import attention, layers, mla, moe, param, rope
 from r1jax.models.mla import MLAConfig
 from r1jax.models.moe import MoEConfig
@@ -20,8 +21,9 @@ from r1jax.models.param import Param, normal
 from r1jax.models.rope import RopeConfig
 from r1jax.sharding import shard
 
-# what the backward pass recomputes: nothing; all but matmul results (less memory traffic, so faster too); whole layers
-REMAT = ("none", "elementwise", "layer")
+# what the backward pass recomputes: nothing; all but results of matmuls, those of attention too; all but those with the
+# weights (less memory traffic, so faster too); as this, and they wait in the host's memory; whole layers
+REMAT = ("none", "dots", "elementwise", "offload", "layer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +149,15 @@ def layer(cfg: ModelConfig, w, x_NTD, turned: rope.Table, attend, cache=None, re
   return shard(x_NTD + y_NTD, "batch", None, "embed_act"), kv, routing
 
 
+def remat_policy(name: str):
+  """What jax.checkpoint saves, by a name of REMAT other than none; None: nothing but the layer's input."""
+  policies = jax.checkpoint_policies
+  if name == "offload":
+    offload.check("model.remat=offload")
+    return policies.offload_dot_with_no_batch_dims("device", offload.HOST)
+  return dict(layer=None, dots=policies.dots_saveable, elementwise=policies.dots_with_no_batch_dims_saveable)[name]
+
+
 def forward(p, cfg: ModelConfig, token_NT, position_NT, attend=attention.causal, cache=None, keep=False,
             replay_LNTk=None, mask_NT=None):
   """Hidden states after the final norm [N, T, D], and Kept: the cache entries of all layers if `keep`, the routing.
@@ -161,8 +172,7 @@ def forward(p, cfg: ModelConfig, token_NT, position_NT, attend=attention.causal,
   turned = position_NT if isinstance(position_NT, rope.Table) else positions(cfg, position_NT)
   run = functools.partial(layer, cfg)
   if cfg.remat != "none" and cache is None:
-    policy = dict(layer=None, elementwise=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)[cfg.remat]
-    run = jax.checkpoint(run, policy=policy, static_argnums=(3,))
+    run = jax.checkpoint(run, policy=remat_policy(cfg.remat), static_argnums=(3,))
 
   kv, routing = [], None
   for kind, count in cfg.stacks.items():

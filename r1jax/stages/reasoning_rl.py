@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import collect, credit, critic, data, grpo, loop, optimizer, partial, rollout, slots, train
+from r1jax import collect, credit, critic, data, grpo, loop, offload, optimizer, partial, rollout, slots, train
+from r1jax import update as update_
 from r1jax.critic import CriticConfig
 from r1jax.drawing import SampleConfig
 from r1jax.evals import evaluate
@@ -40,6 +41,13 @@ class RLConfig:
   minibatches: int = 1                   # updates per rollout; R1-Zero: 16
   micro_batches: int = 1                 # parts of a minibatch, gradients added up; changes memory, not results
   shared_prompt: bool = True             # a group's prompt is computed once in training; changes time, not results
+  sort_by_length: bool = False           # a micro-batch has answers of like length and no longer padding than these
+                                         # need; changes time, not results (layout.py)
+  pack_tokens: int = 0                   # instead of a shared prompt: whole samples packed into rows of so many tokens;
+                                         # 0: off. Changes time, not results (layout.py)
+  reference: str = "before"              # of update.REFERENCE: the reference's log-probs are computed in a pass before
+                                         # the updates, or "fused" into their program. Changes time, not results
+  offload: str = "none"                  # of offload.WHAT: what waits in the host's memory between its uses
   routing_replay: bool = True            # MoE: the trainer uses the experts that the sampler chose; V3.2 "Keep Routing"
   prompts_at_once: int = 0               # questions sampled together; 0: all. Changes memory, not results
   reference_refresh: int = 400           # updates, then the reference becomes the policy; 0: never. R1: 400
@@ -71,6 +79,15 @@ class RLConfig:
     if self.reference_refresh % self.minibatches:
       raise ValueError(f"reasoning_rl.reference_refresh={self.reference_refresh} must be a multiple of minibatches="
                        f"{self.minibatches}: the reference does not change within a rollout")
+    if self.pack_tokens < 0 or (self.pack_tokens and self.shared_prompt):
+      raise ValueError(f"reasoning_rl.pack_tokens={self.pack_tokens} needs shared_prompt=False: a packed sample has its"
+                       " own prompt")
+    if self.reference not in update_.REFERENCE:
+      raise ValueError(f"reasoning_rl.reference={self.reference!r} is none of {update_.REFERENCE}")
+    if self.reference == "fused" and self.loss.kl_in == "reward":
+      raise ValueError("reasoning_rl.reference=fused comes too late for loss.kl_in=reward: rewards are before updates")
+    if self.offload not in offload.WHAT:
+      raise ValueError(f"reasoning_rl.offload={self.offload!r} is none of {offload.WHAT}")
     if self.truncated not in rollout.TRUNCATED:
       raise ValueError(f"reasoning_rl.truncated={self.truncated!r} is none of {rollout.TRUNCATED}")
     if self.zero_variance not in ("keep", "drop"):
@@ -106,9 +123,7 @@ class RLConfig:
 
 def policy_loss(params, batch, *, model: ModelConfig, cfg: RLConfig):
   """-J of a minibatch: log-probs of the answers under `params`, then grpo.loss."""
-  logp_NA, entropy_NA, routing = train.logprobs_and_routing(
-    params, model, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, cfg.sampling.scale,
-    replay(batch), batch.mask_NA, batch.kept_NAk)
+  logp_NA, entropy_NA, routing = update_.logprobs(params, batch, model=model, cfg=cfg, experts=replay(batch))
   loss, metrics = grpo.loss(logp_NA, entropy_NA, batch, cfg.loss)
   return loss, metrics | moe.metrics(routing)
 
@@ -129,15 +144,16 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
   if cfg.dynamic_sampling and task.size is not None and cfg.questions_per_rollout * cfg.dynamic_sampling > task.size:
     raise ValueError(f"reasoning_rl: questions_per_rollout={cfg.questions_per_rollout} x dynamic_sampling="
                      f"{cfg.dynamic_sampling} are more than the task's {task.size} questions")
+  if cfg.pack_tokens and model.moe and cfg.routing_replay:
+    raise ValueError(f"reasoning_rl.pack_tokens={cfg.pack_tokens} has no routing_replay for the model's experts: set it"
+                     " to False, or train with shared_prompt")
+  if cfg.offload != "none":
+    offload.check(f"reasoning_rl.offload={cfg.offload}")
   updates = (cfg.rollouts - (cfg.critic.warmup if cfg.critic else 0)) * cfg.minibatches
   tx = optimizer.make(cfg.optimizer, updates)
   rate = optimizer.schedule(cfg.optimizer, updates)
-  update = train.compiled_step(lambda params, batch: policy_loss(params, batch, model=model, cfg=cfg), tx,
-                               cfg.micro_batches)
-  score = lambda params, batch, experts=None: np.asarray(train.score(
-    params, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, experts, batch.kept_NAk, model=model,
-    temperature=cfg.sampling.scale,
-    micro_batches=cfg.minibatches * cfg.micro_batches))
+  update = update_.updater(cfg, model, tx, lambda params, batch: policy_loss(params, batch, model=model, cfg=cfg))
+  score = update_.scorer(cfg, model)
 
   value_update = cfg.critic and train.compiled_step(
     lambda params, batch: critic.loss(params, batch, model=model, cfg=cfg.critic),
@@ -146,7 +162,7 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
   def advance(state, unit):
     began = time.monotonic()
     stats, carry, stale = slots.Stats(), state.carry, 0.0
-    state = state.replace(carry=None)          # an update has nothing to do with it
+    state = offload.rest(state.replace(carry=None), cfg.offload)      # an update has nothing to do with the carry
     judge = lambda part: rollout.judge(part, terms, cfg.truncated, pool)
     if cfg.partial:
       problem_at = lambda place: task.problem(data.positions(place, 1, task.size, seed)[0])
@@ -168,12 +184,7 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     batch = rollout.to_batch(rollouts, shared_prompt=cfg.shared_prompt)
     if not cfg.routing_replay:
       batch = batch.replace(prompt_expert_BPLk=None, expert_NALk=None)
-    if cfg.loss.kl_coef:
-      batch = batch.replace(ref_logp_NA=score(state.ref_params, batch))
-    if cfg.partial:            # each token's ratio is against the policy that drew it
-      batch = batch.replace(old_logp_NA=batch.sampler_logp_NA)
-    elif cfg.minibatches > 1:  # with one update the policy is the one that sampled: its ratio is 1
-      batch = batch.replace(old_logp_NA=score(state.params, batch, replay(batch)))
+    batch = update_.with_logprobs(cfg, state, batch, score)
     if cfg.critic:
       batch = batch.replace(old_value_NA=np.asarray(critic.values(
         state.critic.params, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, model=model,
@@ -181,6 +192,10 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     batch, adv_N = credit.credited(cfg, batch, reward_N, rollouts.truncated_N, same_N, seed, unit)
 
     first_step, learnt, total = unit * cfg.minibatches, int(state.step), {}
+    reference = state.ref_params
+    if cfg.reference == "before":              # all that is needed of it is in the batch
+      state = state.replace(ref_params=None)
+    state = offload.awake(state, cfg.offload)
     for questions in minibatches(cfg, seed, unit):
       part = rollout.take(batch, questions, cfg.group_size)
       if cfg.critic:
@@ -191,11 +206,13 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
       if not cfg.critic or unit >= cfg.critic.warmup:
         state, metrics = update(state, part)
         total |= {k: total[k] + m if k in total else m for k, m in metrics.items()}
+    if cfg.reference == "before":
+      state = state.replace(ref_params=reference)
     if cfg.loss.kl_coef and cfg.reference_refresh and (first_step + cfg.minibatches) % cfg.reference_refresh == 0:
       state = state.replace(ref_params=jax.tree.map(jnp.copy, state.params))
 
-    state = state.replace(carry=carry)
-    row = summary(rollouts, reward_N, parts, same_N) | {k: float(m.value()) for k, m in total.items()}
+    state = offload.rest(state.replace(carry=carry), cfg.offload)
+    row = collect.summary(rollouts, reward_N, parts, same_N) | {k: float(m.value()) for k, m in total.items()}
     ended = time.monotonic()
     row |= {"lr": float(rate(learnt)), "tokens_per_s": sum(map(len, rollouts.answers)) / (ended - began),
             "seconds/rollout": rewarded - began - scored.seconds, "seconds/reward": scored.seconds,
@@ -234,20 +251,3 @@ def minibatches(cfg: RLConfig, seed: int, unit: int):
   """The questions of each minibatch, split at random."""
   order = np.random.default_rng([seed, unit, 1]).permutation(cfg.questions_per_rollout)
   return [np.sort(questions) for questions in np.split(order, cfg.minibatches)]
-
-
-def summary(rollouts, reward_N, parts, same_N) -> dict[str, float]:
-  """What the rollout looked like, as means over its answers. Verdicts are shares of all answers."""
-  length_N = np.asarray([len(a) for a in rollouts.answers], np.float32)
-  out = {"reward": reward_N.mean(), "length": length_N.mean(), "truncated_share": rollouts.truncated_N.mean(),
-         "zero_variance_share": same_N.mean()}
-  for name in parts[0]:
-    out[f"reward/{name}"] = np.mean([p[name].value for p in parts])
-  if "accuracy" in parts[0]:
-    verdicts = np.asarray([p["accuracy"].verdict for p in parts])
-    out["accuracy"] = (verdicts == "correct").mean()
-    out |= {f"verdict/{v}": (verdicts == v).mean() for v in np.unique(verdicts)}
-    for name, rows in (("correct", verdicts == "correct"), ("wrong", verdicts != "correct")):
-      if rows.any():
-        out[f"length/{name}"] = length_N[rows].mean()
-  return {k: float(v) for k, v in out.items()}
