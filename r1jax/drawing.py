@@ -69,6 +69,11 @@ class SampleConfig:
     return 1 if self.draft == "none" else 1 + self.drafts
 
 
+def ends(end_id: int | tuple[int, ...]) -> tuple[int, ...]:
+  """The tokens that end an answer; the first one pads."""
+  return (end_id,) if isinstance(end_id, int) else end_id
+
+
 class Drawn(typing.NamedTuple):
   """One token a row."""
   token_N: jax.Array

@@ -21,25 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import drafts, drawing
-from r1jax.drawing import SampleConfig
+from r1jax import drafts, drawing, room
+from r1jax.drawing import SampleConfig, ends
 from r1jax.models import rope, transformer
 from r1jax.models.attention import DecodeCache
 from r1jax.models.transformer import ModelConfig
-
-__all__ = ["Answers", "SampleConfig", "SampleState", "advance", "answers", "begin", "prefill", "sample", "sample_keys",
-           "start"]
-
-
-@flax.struct.dataclass
-class Prompts:
-  """What a prefill leaves of B prompts, a lane each."""
-  cache: tuple                   # one models.attention.Cached per layer
-  length_B: jax.Array
-  hidden_BD: jax.Array           # the state that predicts an answer's first token
-  expert_BPLk: jax.Array | None = None   # MoE layers' experts, for the trainer to use again
-  text_BP: jax.Array | None = None       # draft=lookup: the tokens, right-aligned, -1 before them
-  mtp: tuple = ()                # draft=mtp: the module's own cache
+from r1jax.prefill import Prompts, cache_dtype, experts_by_token, prefill
 
 
 @flax.struct.dataclass
@@ -69,19 +56,6 @@ class SampleState:
     return self.ended_N | (self.length_N >= self.budget_N)
 
 
-@flax.struct.dataclass
-class Answers:
-  """Rows left-aligned; `before` tokens of an earlier rollout are not among them."""
-  token_NA: jax.Array            # padded with the end token
-  logp_NA: jax.Array             # 0 after the end
-  length_N: jax.Array            # end token included
-  ended_N: jax.Array             # else cut off by its budget
-  prompt_expert_BPLk: jax.Array | None = None
-  expert_NALk: jax.Array | None = None   # the last token's are zeros: it was not run
-  kept_NAk: jax.Array | None = None
-  count: dict = flax.struct.field(default_factory=dict)
-
-
 def sample_keys(seed: int, step, problem_B, samples):
   """One key per answer, [B * G], from (seed, step, problem, sample). samples: [G], or [B, G] where they differ."""
   step_key = jax.random.fold_in(jax.random.key(seed), step)
@@ -89,105 +63,6 @@ def sample_keys(seed: int, step, problem_B, samples):
   fold = jax.vmap(jax.vmap(lambda p, g: jax.random.fold_in(jax.random.fold_in(step_key, p), g), (None, 0)))
   return fold(problem_B, samples_BG).reshape(-1)
 
-
-def ends(end_id: int | tuple[int, ...]) -> tuple[int, ...]:
-  return (end_id,) if isinstance(end_id, int) else end_id
-
-
-def cache_dtype(model: ModelConfig, cfg: SampleConfig):
-  return jnp.dtype(model.dtype if cfg.cache == "model" else cfg.cache)
-
-
-# --- prompts
-
-@functools.partial(jax.jit, static_argnames=("model", "cfg"))
-def prefill(params, prompt_BP, length_B, *, model: ModelConfig, cfg: SampleConfig) -> Prompts:
-  """Runs right-padded prompts once; with cfg.prefill_chunk so many tokens at a time, which bounds the memory."""
-  B, P = prompt_BP.shape
-  dtype, chunk = cache_dtype(model, cfg), cfg.prefill_chunk
-  position_BP = jnp.broadcast_to(jnp.arange(P), (B, P))
-  next_BP = jnp.pad(prompt_BP[:, 1:], ((0, 0), (0, 1)))       # of the MTP module's pairs
-  by_mtp = cfg.draft == "mtp"
-  mtp_cache = ()
-  if not chunk or chunk >= P:
-    hidden_BPD, kept = transformer.forward(params, model, prompt_BP, position_BP, keep=True)
-    hidden_BD = _at(hidden_BPD, length_B - 1)
-    cache = transformer.cached(model, kept.kv, dtype)
-    experts = _by_token(model, kept) if model.moe else None
-    if by_mtp:
-      pairs = drafts.mtp_prompt(params, model, hidden_BPD, next_BP, position_BP)
-      mtp_cache = transformer.cached(model, (pairs,), dtype)
-  else:
-    pad = -P % chunk
-    token_BP, next_BP = (jnp.pad(x, ((0, 0), (0, pad))) for x in (prompt_BP, next_BP))
-    turned = transformer.positions(model, jnp.arange(P + pad)[None])
-    here = lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, chunk, 1)
-    experts = (jnp.zeros((B, P + pad, model.stacks["moe_layers"], model.moe.top_k), model.moe.index_dtype)
-               if model.moe else None)
-
-    def part(i, carry):
-      cache, mtp_cache, hidden_BD, experts = carry
-      start = i * chunk
-      attend = transformer.extend_attention(model, start)
-      by = rope.Table(*(here(x, start) for x in turned))
-      hidden_BTD, kept = transformer.forward(params, model, here(token_BP, start), by, attend, cache, keep=True)
-      at_B = length_B - 1 - start
-      inside_B1 = ((at_B >= 0) & (at_B < chunk))[:, None]
-      hidden_BD = jnp.where(inside_B1, _at(hidden_BTD, jnp.clip(at_B, 0, chunk - 1)), hidden_BD)
-      if model.moe:
-        experts = jax.lax.dynamic_update_slice_in_dim(experts, _by_token(model, kept), start, 1)
-      if by_mtp:
-        mtp_cache = (drafts.mtp(params, model, hidden_BTD, here(next_BP, start), by, attend, mtp_cache[0])[1],)
-      return kept.kv, mtp_cache, hidden_BD, experts
-
-    room = lambda layers: transformer.empty_cache(model, B, P + pad, dtype, layers)
-    carry = room(0), room(1) if by_mtp else (), jnp.zeros((B, model.dim), model.dtype), experts
-    cache, mtp_cache, hidden_BD, experts = jax.lax.fori_loop(0, (P + pad) // chunk, part, carry)
-    cut = functools.partial(_columns, model, lambda x, axis: jax.lax.slice_in_dim(x, 0, P, axis=axis))
-    cache, mtp_cache = cut(cache), cut(mtp_cache)
-    experts = experts[:, :P] if model.moe else None
-  text_BP = drafts.right_aligned(prompt_BP, length_B) if cfg.draft == "lookup" else None
-  return Prompts(cache, length_B, hidden_BD, experts, text_BP, mtp_cache)
-
-
-def _at(hidden_BPD, at_B):
-  return jnp.take_along_axis(hidden_BPD, at_B[:, None, None], axis=1)[:, 0]
-
-
-def _by_token(model: ModelConfig, kept: transformer.Kept):
-  """Experts [N, T, L, k], from the routing's [L, N, T, k]."""
-  return jnp.moveaxis(kept.routing.expert_NTk, 0, 2).astype(model.moe.index_dtype)
-
-
-def _columns(model: ModelConfig, change, layers: tuple) -> tuple:
-  """change(array, axis of its tokens) on all arrays of a cache."""
-  axes = transformer.cache_columns(model)
-  return tuple(type(one)(*(None if x is None else change(x, axis) for x, axis in zip(one, axes, strict=True)))
-               for one in layers)
-
-
-@functools.partial(jax.jit, static_argnames=("model",), donate_argnames="into")
-def load(into: Prompts, new: Prompts, lane_b, *, model: ModelConfig) -> Prompts:
-  """Puts new prompts into the lanes lane_b; a lane that does not exist is passed over."""
-  P = _tokens(model, into)
-  grown = functools.partial(_columns, model, lambda x, axis: _pad(x, P, axis))
-  new = new.replace(cache=grown(new.cache), mtp=grown(new.mtp))
-  if new.expert_BPLk is not None:
-    new = new.replace(expert_BPLk=_pad(new.expert_BPLk, P, 1))
-  if new.text_BP is not None:
-    new = new.replace(text_BP=jnp.pad(new.text_BP, ((0, 0), (P - new.text_BP.shape[1], 0)), constant_values=-1))
-  return jax.tree.map(lambda old, x: old.at[lane_b].set(x, mode="drop"), into, new)
-
-
-def _tokens(model: ModelConfig, prompts: Prompts) -> int:
-  return prompts.cache[0].k.shape[transformer.cache_columns(model).k]
-
-
-def _pad(x, length: int, axis: int):
-  return jnp.pad(x, [(0, length - x.shape[axis] if a == axis else 0) for a in range(x.ndim)])
-
-
-# --- rows
 
 @functools.partial(jax.jit, static_argnames=("model", "cfg", "end_id", "columns"))
 def rows(params, prompts: Prompts, key_N, *, model: ModelConfig, cfg: SampleConfig, end_id, columns: int):
@@ -306,7 +181,7 @@ def step(params, model: ModelConfig, cfg: SampleConfig, end_id, turned: rope.Tab
   shifted = lambda first, x_NS: jnp.concatenate([first[:, None], x_NS[:, :-1]], axis=1)
   more = {}
   if model.moe:
-    more["expert_NWLk"] = columns(state.expert_NWLk, _by_token(model, kept))
+    more["expert_NWLk"] = columns(state.expert_NWLk, experts_by_token(model, kept))
   if cfg.keep_mask:
     more["kept_NWk"] = columns(state.kept_NWk, shifted(state.pending.kept_Nk, drawn.kept_Nk))
   if cfg.draft == "lookup":
@@ -332,74 +207,11 @@ def step(params, model: ModelConfig, cfg: SampleConfig, end_id, turned: rope.Tab
 def advance(params, state: SampleState, steps, *, model: ModelConfig, cfg: SampleConfig, end_id) -> SampleState:
   """At most `steps` steps; less when every answer has ended, or the columns are full."""
   W = state.valid_NW.shape[1]
-  turned = transformer.positions(model, jnp.arange(_tokens(model, state.prompts) + cfg.max_tokens + cfg.span)[None])
+  turned = transformer.positions(model, jnp.arange(room.tokens(model, state.prompts) + cfg.max_tokens + cfg.span)[None])
   stop = state.count["steps"] + steps
   more = lambda s: (s.count["steps"] < stop) & ~s.done_N.all() & (s.column + cfg.span <= W)
   return jax.lax.while_loop(more, functools.partial(step, params, model, cfg, end_id, turned), state)
 
-
-@functools.partial(jax.jit, static_argnames=("model", "columns"))
-def repack(state: SampleState, *, model: ModelConfig, columns: int) -> SampleState:
-  """The same rows with their valid columns at the front, in `columns` of them: holes closed, room made or given up."""
-  order_NW = jnp.argsort(~state.valid_NW, axis=1, stable=True)
-  order_NW = _pad(order_NW[:, :columns], columns, 1)
-
-  def move(x, axis):
-    shape = [1] * x.ndim
-    shape[0], shape[axis] = order_NW.shape
-    return jnp.take_along_axis(x, order_NW.reshape(shape), axis=axis)
-  of_columns = {name: move(x, 1) for name in ("token_NW", "logp_NW", "expert_NWLk", "kept_NWk")
-                if (x := getattr(state, name)) is not None}
-  count_N = state.valid_NW.sum(axis=1)
-  return state.replace(
-    cache=_columns(model, move, state.cache), mtp=_columns(model, move, state.mtp), column=count_N.max(),
-    valid_NW=jnp.arange(columns) < count_N[:, None], **of_columns)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "columns"))
-def widen(state: SampleState, *, model: ModelConfig, columns: int) -> SampleState:
-  """The same rows with room for more: new columns behind the others."""
-  grow = lambda x, axis: _pad(x, columns, axis)
-  of_columns = {name: grow(x, 1) for name in ("valid_NW", "token_NW", "logp_NW", "expert_NWLk", "kept_NWk")
-                if (x := getattr(state, name)) is not None}
-  return state.replace(cache=_columns(model, grow, state.cache), mtp=_columns(model, grow, state.mtp), **of_columns)
-
-
-@functools.partial(jax.jit, static_argnames=("width",))
-def only(state: SampleState, lane_b, *, width: int) -> SampleState:
-  """The state of these lanes alone, with their `width` rows each."""
-  row_n = (lane_b[:, None] * width + jnp.arange(width)).reshape(-1)
-  take = lambda tree, at: jax.tree.map(lambda x: x[at], tree)
-  shared = dict(column=state.column, count=state.count)
-  of_rows = state.replace(prompts=None, column=None, count=None)
-  return take(of_rows, row_n).replace(prompts=take(state.prompts, lane_b), **shared)
-
-
-@functools.partial(jax.jit, static_argnames=("length", "end_id"))
-def answers(state: SampleState, *, length: int, end_id) -> Answers:
-  """What the rows have said, left-aligned in `length` columns."""
-  N, own_N = len(state.valid_NW), state.length_N - state.before_N
-  order_NW = jnp.argsort(~state.valid_NW, axis=1, stable=True)
-  order_NA = _pad(order_NW[:, :length], length, 1)
-  last_NA = jnp.arange(length) == own_N[:, None] - 1
-  inside_NA = jnp.arange(length) < own_N[:, None] - 1
-
-  def rows_of(x_NW, last_N, fill):
-    more = [1] * (x_NW.ndim - 2)
-    wide = lambda mask: mask.reshape(N, length, *more)
-    moved = jnp.take_along_axis(x_NW, order_NA.reshape(N, length, *more), axis=1)
-    return jnp.where(wide(last_NA), last_N[:, None], jnp.where(wide(inside_NA), moved, fill))
-  more = {}
-  if state.expert_NWLk is not None:
-    more |= dict(expert_NALk=rows_of(state.expert_NWLk, jnp.zeros_like(state.expert_NWLk[:, 0]), 0),
-                 prompt_expert_BPLk=state.prompts.expert_BPLk)
-  if state.kept_NWk is not None:
-    more["kept_NAk"] = rows_of(state.kept_NWk, state.pending.kept_Nk, -1)
-  return Answers(rows_of(state.token_NW, state.pending.token_N, ends(end_id)[0]),
-                 rows_of(state.logp_NW, state.pending.logp_N, 0.0), own_N, state.ended_N, count=state.count, **more)
-
-
-# --- all at once
 
 def start(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: SampleConfig, end_id,
           columns: int = 0) -> SampleState:
@@ -410,38 +222,25 @@ def start(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: Sample
     raise ValueError(f"sampling.draft=mtp needs model.mtp=1, here {model.mtp}")
   static = dict(model=model, cfg=cfg, end_id=end_id)
   prompts = prefill(params, prompt_BP, jnp.asarray(length_B, jnp.int32), model=model, cfg=cfg)
-  columns = columns or most_columns(cfg)
+  columns = columns or room.most(cfg)
   state = rows(params, prompts, key_N, columns=columns, **static)
   N = key_N.shape[0]
   return begin(params, state, jnp.ones(N, bool), key_N, jnp.full(N, cfg.max_tokens), jnp.zeros(N, jnp.int32), **static)
 
 
-def most_columns(cfg: SampleConfig) -> int:
-  """Columns that answers which begin together can need at most: the last token is not run."""
-  return max(cfg.max_tokens - 1, 1) * cfg.span
-
-
-def bucket_columns(need: int, most: int) -> int:
-  """Room for `need` columns, in few sizes: 64, 256, 1024, ..., or all that can be needed."""
-  size = 64
-  while size < need:
-    size *= 4
-  return min(size, most)
-
-
-def sample(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: SampleConfig, end_id) -> Answers:
+def sample(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: SampleConfig, end_id) -> room.Answers:
   """G = len(key_N) / B whole answers to each prompt, prompt-major, all at once. Jitted inside.
 
   prompt_BP: int32, right-padded; length_B: its valid tokens, at least 1 each. end_id: the token that ends an answer,
   or a tuple of several; the first one pads. The own caches grow as the answers do.
   """
   static = dict(model=model, cfg=cfg, end_id=end_id)
-  most = most_columns(cfg)
-  columns = bucket_columns(1, most)
+  most = room.most(cfg)
+  columns = room.bucket(1, most)
   state = start(params, prompt_BP, length_B, key_N, columns=columns, **static)
   while True:
     state = advance(params, state, most, **static)
     if columns >= most or np.asarray(state.done_N).all():
-      return answers(state, length=cfg.max_tokens, end_id=end_id)
-    columns = bucket_columns(columns + 1, most)
-    state = widen(state, model=model, columns=columns)
+      return room.answers(state, length=cfg.max_tokens, end_id=end_id)
+    columns = room.bucket(columns + 1, most)
+    state = room.widen(state, model=model, columns=columns)

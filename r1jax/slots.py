@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import sampler, train
+from r1jax import prefill, room, sampler, train
 from r1jax.drawing import SampleConfig
 from r1jax.models.transformer import ModelConfig
 
@@ -166,18 +166,18 @@ def _load(params, state, columns: int, queue: _Queue, static: dict):
     prefixes = [queue.prefix[lane] for lane in lanes]
     longest = max(map(len, prefixes)) if state is not None else max(len(job.prefix) for job in jobs)
     filled = prefixes + [prefixes[-1]] * (count - len(prefixes))         # few shapes: what is too many goes nowhere
-    prompts = sampler.prefill(params, train.pad_rows(filled, train.bucket(longest), 0),
+    prompts = prefill.prefill(params, train.pad_rows(filled, train.bucket(longest), 0),
                               jnp.asarray([len(p) for p in filled], jnp.int32), model=model, cfg=cfg)
     if model.moe:
       for prefix, experts in zip(prefixes, np.asarray(prompts.expert_BPLk), strict=False):
         queue.prompt_experts[prefix] = experts[:len(prefix)].copy()
     if state is None:
       key_N = jax.random.wrap_key_data(jnp.zeros((N, *jobs[0].key.shape), jobs[0].key.dtype))
-      columns = sampler.bucket_columns(1, most_columns(cfg))
+      columns = room.bucket(1, most_columns(cfg))
       state = sampler.rows(params, prompts, key_N, columns=columns, **static)
     else:
       at = lanes + [len(queue.prefix)] * (count - len(lanes))
-      state = state.replace(prompts=sampler.load(state.prompts, prompts, jnp.asarray(at), model=model))
+      state = state.replace(prompts=prefill.load(state.prompts, prompts, jnp.asarray(at), model=model))
   if queue.fresh:
     at = queue.fresh
     chosen = [jobs[queue.row[n]] for n in at]
@@ -196,7 +196,7 @@ def _load(params, state, columns: int, queue: _Queue, static: dict):
 
 def most_columns(cfg: SampleConfig) -> int:
   """Columns beyond which a cache need not grow: a whole answer, and four chunks before holes are closed again."""
-  return sampler.most_columns(cfg) + (4 * cfg.chunk * cfg.span if cfg.slots else 0)
+  return room.most(cfg) + (4 * cfg.chunk * cfg.span if cfg.slots else 0)
 
 
 def _room(state, columns: int, queue: _Queue, cfg: SampleConfig, model: ModelConfig):
@@ -206,15 +206,15 @@ def _room(state, columns: int, queue: _Queue, cfg: SampleConfig, model: ModelCon
     return columns, state
   before = {n: len(job.before.tokens) if (job := queue.jobs[queue.row[n]]).before else 0 for n in queue.active}
   live = max(queue.length_N[n] - b for n, b in before.items())
-  size = sampler.bucket_columns(live + 2 * steps if cfg.slots else columns + 1, most_columns(cfg))
+  size = room.bucket(live + 2 * steps if cfg.slots else columns + 1, most_columns(cfg))
   if columns // 4 < size <= columns:        # a little too many is no reason for another shape
     size = columns
   if column <= live + steps and size > columns:
-    return size, sampler.widen(state, model=model, columns=size)
-  return size, sampler.repack(state, model=model, columns=size)
+    return size, room.widen(state, model=model, columns=size)
+  return size, room.repack(state, model=model, columns=size)
 
 
-def _said(answers: sampler.Answers, n: int, job: Job, queue: _Queue, finished: bool, keep: int | None = None) -> Said:
+def _said(answers: room.Answers, n: int, job: Job, queue: _Queue, finished: bool, keep: int | None = None) -> Said:
   """Row n's answer, behind what an earlier rollout drew. keep: tokens of the whole, up to a stop text."""
   own = int(answers.length_N[n])
   tokens, logps = answers.token_NA[n, :own].tolist(), answers.logp_NA[n, :own]
@@ -238,7 +238,7 @@ def _finished(state, queue: _Queue, done_N, columns: int, end_id, stop) -> Itera
   look = [n for n in queue.active if done_N[n] or stop]
   if not look:
     return
-  answers = jax.device_get(sampler.answers(state, length=columns + 1, end_id=end_id))
+  answers = jax.device_get(room.answers(state, length=columns + 1, end_id=end_id))
   for n in look:
     said = _said(answers, n, queue.jobs[queue.row[n]], queue, True)
     keep = stop(said.tokens) if stop else None
@@ -253,7 +253,7 @@ def _finished(state, queue: _Queue, done_N, columns: int, end_id, stop) -> Itera
 
 def _unfinished(state, queue: _Queue, columns: int, end_id) -> Iterator[tuple[int, Said]]:
   """What there is of the others: of those under way, and of those that wait."""
-  answers = jax.device_get(sampler.answers(state, length=columns + 1, end_id=end_id))
+  answers = jax.device_get(room.answers(state, length=columns + 1, end_id=end_id))
   for n in queue.active:
     yield queue.row[n], _said(answers, n, queue.jobs[queue.row[n]], queue, False)
   for i in (i for jobs in queue.waiting.values() for i in jobs):
@@ -275,4 +275,4 @@ def _fewer(state, queue: _Queue):
   rows = [lane * queue.width + g for lane in lanes for g in range(queue.width)]
   queue.prefix, queue.row = [queue.prefix[lane] for lane in lanes], [queue.row[n] for n in rows]
   queue.length_N = queue.length_N[rows]
-  return sampler.only(state, jnp.asarray(lanes), width=queue.width)
+  return room.only(state, jnp.asarray(lanes), width=queue.width)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import weights
 
-from r1jax import drafts, sampler, train
+from r1jax import drafts, prefill, sampler, train
 from r1jax.models import deepseek, transformer
 from r1jax.models.transformer import ModelConfig
 from r1jax.sampler import SampleConfig
@@ -80,7 +80,7 @@ def test_prompts_are_right_aligned():
 @pytest.mark.parametrize("model", [MODEL, pytest.param(MLA, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("chunk", [3, 5])
 def test_a_prefill_in_parts_is_the_whole(model, chunk):
-  run = lambda cfg: jax.tree.map(np.asarray, sampler.prefill(
+  run = lambda cfg: jax.tree.map(np.asarray, prefill.prefill(
     weights(model), train.pad_rows(ROWS, 8, 0), jnp.array([5, 1, 8], jnp.int32), model=model, cfg=cfg))
   whole, parts = run(SampleConfig(4)), run(SampleConfig(4, prefill_chunk=chunk))
   np.testing.assert_allclose(parts.hidden_BD, whole.hidden_BD, atol=1e-5)

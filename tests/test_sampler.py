@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import score, weights
 
-from r1jax import drawing, rollout, sampler, tokenizer, train
+from r1jax import drawing, rollout, room, sampler, tokenizer, train
 from r1jax.models import transformer
 from r1jax.models.transformer import ModelConfig
 from r1jax.sampler import SampleConfig
@@ -209,7 +209,7 @@ def test_advancing_in_parts_is_advancing_in_one_go(steps):
     assert before < state.count["steps"] <= before + steps
     calls += 1
   assert calls > 1
-  parts, whole = sampler.answers(state, length=9, end_id=END), sample(rows, G, cfg)
+  parts, whole = room.answers(state, length=9, end_id=END), sample(rows, G, cfg)
   for name in ("token_NA", "length_N", "ended_N"):
     np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
   np.testing.assert_allclose(parts.logp_NA, whole.logp_NA, atol=1e-6)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import weights
 
-from r1jax import rollout, sampler, slots, tokenizer, train
+from r1jax import rollout, room, slots, tokenizer, train
 from r1jax.models.deepseek import PRESETS
 from r1jax.models.transformer import ModelConfig
 from r1jax.sampler import SampleConfig
@@ -50,8 +50,8 @@ def test_long_and_short_answers_through_caches_that_grow_close_their_holes_and_s
   """Budgets of 1 to 200 tokens in three slots: columns go 64, 256 and back; holes are closed in between."""
   sizes = []
   for name in ("repack", "widen"):
-    old = getattr(sampler, name)
-    monkeypatch.setattr(sampler, name, lambda state, old=old, name=name, **k: sizes.append((name, k["columns"])) or
+    old = getattr(room, name)
+    monkeypatch.setattr(room, name, lambda state, old=old, name=name, **k: sizes.append((name, k["columns"])) or
                         old(state, **k))
   budget_N = [200, 3, 1] + [20, 30, 25] * 9
   cfg = SampleConfig(200, slots=3, chunk=16)

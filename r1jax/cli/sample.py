@@ -63,17 +63,17 @@ def stream(params, model, tokenizer, prompt: list[int], cfg, seed: int, sample: 
   """Pieces of text of one answer, as they are drawn; a character is never split."""
   import jax.numpy as jnp
 
-  from r1jax import sampler, train
+  from r1jax import room, sampler, train
   from r1jax.rollout import stop_at
   static = dict(model=model, cfg=cfg, end_id=tokenizer.end_ids)
   keys = sampler.sample_keys(seed, 0, jnp.zeros(1, jnp.int32), jnp.asarray([sample]))
   prompt_BP = train.pad_rows([prompt], train.bucket(len(prompt)), tokenizer.end_id)
-  most = sampler.most_columns(cfg)
-  columns = sampler.bucket_columns(1, most)
+  most = room.most(cfg)
+  columns = room.bucket(1, most)
   state = sampler.start(params, prompt_BP, jnp.asarray([len(prompt)], jnp.int32), keys, columns=columns, **static)
   text, given, stop = tokenizer.stream(), 0, stop_at(tokenizer, cfg.stop)
   while True:
-    said = sampler.answers(state, length=columns + 1, end_id=tokenizer.end_ids)
+    said = room.answers(state, length=columns + 1, end_id=tokenizer.end_ids)
     tokens = said.token_NA[0, :int(said.length_N[0])].tolist()
     keep = stop(tokens) if stop else None
     for token in tokens[given:keep]:
@@ -83,7 +83,7 @@ def stream(params, model, tokenizer, prompt: list[int], cfg, seed: int, sample: 
     if keep is not None or state.done_N[0]:
       break
     if int(state.column) + cfg.span > columns:
-      columns = sampler.bucket_columns(columns + 1, most)
-      state = sampler.widen(state, model=model, columns=columns)
+      columns = room.bucket(columns + 1, most)
+      state = room.widen(state, model=model, columns=columns)
     state = sampler.advance(params, state, 1, **static)
   yield text.flush()
