@@ -29,7 +29,8 @@ class SampleConfig:
   keep_mask: bool = False        # V3.2's "keep sampling mask": log-probs are over the tokens kept, the trainer's too
   stop: tuple[str, ...] = ()     # texts that end an answer, beside the end tokens; they stay part of it
   cache: str = "model"           # type of the keys and values kept (CACHES); narrower ones move log-probs a little
-  # What follows changes time and memory, not results
+  # What follows changes time and memory, not what an answer is. (With reasoning_rl.partial it decides which answers are
+  # done first; with a narrow cache, prefill_chunk has later parts of a prompt read the earlier ones from it.)
   slots: int = 0                 # answers that run at one time, the others wait their turn; 0: all, in step
   width: int = 1                 # with slots: answers of one prompt side by side that share its cache
   chunk: int = 32                # with slots or stop: steps between two looks of the host

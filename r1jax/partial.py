@@ -11,7 +11,6 @@ Letters: r1jax/types.py.
 from __future__ import annotations
 
 import time
-from collections import Counter
 
 import flax.struct
 import jax
@@ -20,6 +19,7 @@ import numpy as np
 
 from r1jax import rollout, slots
 from r1jax.collect import Scored, agreeing
+from r1jax.queue import Job, Said
 
 
 @flax.struct.dataclass
@@ -42,11 +42,11 @@ def empty(cfg) -> Carry:
                jnp.zeros((X, A), jnp.float32), jnp.zeros(X, jnp.int32), no, no)
 
 
-def said(carry: Carry) -> list[slots.Said]:
+def said(carry: Carry) -> list[Said]:
   """The answers in it."""
   token_XA, logp_XA, length_X, ended_X, finished_X = jax.device_get(
     (carry.token_XA, carry.logp_XA, carry.length_X, carry.ended_X, carry.finished_X))
-  return [slots.Said(token_XA[x, :n].tolist(), logp_XA[x, :n].copy(), bool(ended_X[x]), bool(finished_X[x]))
+  return [Said(token_XA[x, :n].tolist(), logp_XA[x, :n].copy(), bool(ended_X[x]), bool(finished_X[x]))
           for x, n in enumerate(length_X)]
 
 
@@ -77,18 +77,19 @@ def collect(cfg, task, problem_at, params, carry: Carry, judge, *, model, seed: 
   groups = old + [(place, unit) for place in new_places(cfg, unit)]
   problems = [problem_at(place) for place, _ in groups]
 
-  jobs, of_job, asked = [], [], {}
-  for b, (problem, (_, asked_in)) in enumerate(zip(problems, groups, strict=True)):
-    again = asked.setdefault(asked_in, Counter())
-    made = rollout.jobs_of([problem], G, tokenizer=task.tokenizer, cfg=cfg.sampling, seed=seed, step=asked_in,
-                           encode=task.encode, asked=again)
-    for g, job in enumerate(made):
-      before = answers.get(b * G + g)
-      if before is None or not before.finished:
-        jobs.append(slots.Job(job.prompt, job.key, job.budget, before if before and before.tokens else None))
-        of_job.append(b * G + g)
+  jobs, of_job = [], []
+  for asked_in in sorted({u for _, u in groups}):
+    asked = list(new_places(cfg, asked_in))         # all of that rollout: a question in it twice has its own numbers
+    made = rollout.jobs_of([problem_at(place) for place in asked], G, tokenizer=task.tokenizer, cfg=cfg.sampling,
+                           seed=seed, step=asked_in, encode=task.encode)
+    for b in (b for b, (_, u) in enumerate(groups) if u == asked_in):
+      for g in range(G):
+        job, before = made[asked.index(groups[b][0]) * G + g], answers.get(b * G + g)
+        if before is None or not before.finished:
+          jobs.append(Job(job.prompt, job.key, job.budget, before if before and before.tokens else None))
+          of_job.append(b * G + g)
   earlier = {n: len(s.tokens) for n, s in answers.items()}
-  prompts = [tuple(p) for p in (task.encode or task.tokenizer.encode_batch)([p.prompt for p in problems])]
+  prompts = rollout.encoded(problems, task.tokenizer, task.encode)
   whole = lambda: [b for b in range(len(groups))
                    if all(b * G + g in answers and answers[b * G + g].finished for g in range(G))]
   lanes = cfg.sampling.slots // cfg.sampling.width

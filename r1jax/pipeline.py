@@ -92,10 +92,10 @@ def make_task(config: ml_collections.ConfigDict, cfg: RunConfig) -> Task:
   return tasks.find(config.task.name).make(cfg.task, cfg.data)
 
 
-def answer_tokens(cfg: RunConfig) -> int:
-  """The longest answer that this run samples."""
+def sampling_of(cfg: RunConfig) -> SampleConfig:
+  """How this run samples."""
   sampling = cfg.reasoning_rl.sampling if cfg.reasoning_rl else cfg.distill.sampling if cfg.distill else None
-  return sampling.max_tokens if sampling else 256
+  return sampling or SampleConfig(256)
 
 
 def freeze_folder(workdir: str | Path) -> RunConfig:
@@ -183,14 +183,14 @@ def _ends(which: str, params, cfg: RunConfig, task: Task, model, workdir: Path, 
     return json.loads(path.read_text())
   console.print(f"evaluating the {which} policy")
   began = time.monotonic()
-  tokens = answer_tokens(cfg)
+  sampling = sampling_of(cfg)
   common = dict(model=model, prompts_at_once=cfg.eval.prompts_at_once, pool=pool)
-  out = evaluate.greedy(params, task, max_tokens=tokens, problems=cfg.eval.problems, **common)
+  out = evaluate.greedy(params, task, sampling=sampling, problems=cfg.eval.problems, **common)
   path.parent.mkdir(exist_ok=True)
   if cfg.eval.samples:
     sampled, table = evaluate.evaluate(
       params, task, task.held_out[:cfg.eval.problems or None], cfg.eval.samples, seed=cfg.seed,
-      cfg=SampleConfig(tokens, cfg.eval.temperature, cfg.eval.top_p), **common)
+      cfg=evaluate.drawn(sampling, cfg.eval.temperature, cfg.eval.top_p), **common)
     out |= sampled
     metrics.write_table(path.with_suffix(".parquet"), table)
   out = {f"{which}/{k}": v for k, v in out.items()} | {f"seconds/eval_{which}": time.monotonic() - began}

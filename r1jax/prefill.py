@@ -91,9 +91,21 @@ def experts_by_token(model: ModelConfig, kept: transformer.Kept):
   return jnp.moveaxis(kept.routing.expert_NTk, 0, 2).astype(model.moe.index_dtype)
 
 
+@functools.partial(jax.jit, static_argnames=("model", "cfg", "B", "P"))
+def empty(*, model: ModelConfig, cfg: SampleConfig, B: int, P: int) -> Prompts:
+  """Lanes with room for P tokens and no prompts yet."""
+  made = lambda layers: transformer.empty_cache(model, B, P, cache_dtype(model, cfg), layers)
+  experts = None
+  if model.moe:
+    experts = jnp.zeros((B, P, model.stacks["moe_layers"], model.moe.top_k), model.moe.index_dtype)
+  return Prompts(made(0), jnp.ones(B, jnp.int32), jnp.zeros((B, model.dim), model.dtype), experts,
+                 jnp.full((B, P), -1, jnp.int32) if cfg.draft == "lookup" else None,
+                 made(1) if cfg.draft == "mtp" else ())
+
+
 @functools.partial(jax.jit, static_argnames=("model",), donate_argnames="into")
-def load(into: Prompts, new: Prompts, lane_b, *, model: ModelConfig) -> Prompts:
-  """Puts new prompts into the lanes lane_b; a lane that does not exist is passed over."""
+def load(into: Prompts, new: Prompts, from_l, lane_l, *, model: ModelConfig) -> Prompts:
+  """Puts the new prompts from_l into the lanes lane_l; a lane that does not exist is passed over."""
   P = room.tokens(model, into)
   grown = functools.partial(room.of_cache, model, lambda x, axis: room.pad(x, P, axis))
   new = new.replace(cache=grown(new.cache), mtp=grown(new.mtp))
@@ -101,4 +113,4 @@ def load(into: Prompts, new: Prompts, lane_b, *, model: ModelConfig) -> Prompts:
     new = new.replace(expert_BPLk=room.pad(new.expert_BPLk, P, 1))
   if new.text_BP is not None:
     new = new.replace(text_BP=jnp.pad(new.text_BP, ((0, 0), (P - new.text_BP.shape[1], 0)), constant_values=-1))
-  return jax.tree.map(lambda old, x: old.at[lane_b].set(x, mode="drop"), into, new)
+  return jax.tree.map(lambda old, x: old.at[lane_l].set(x[from_l], mode="drop"), into, new)

@@ -5,7 +5,6 @@ Everything here is numpy and Python between two jitted calls. Letters: r1jax/typ
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 from r1jax import sampler, slots, train
 from r1jax.drawing import SampleConfig
 from r1jax.models.transformer import ModelConfig
+from r1jax.queue import Job, Said
 from r1jax.rewards import total_rewards
 from r1jax.tokenizer import Tokenizer
 from r1jax.types import Batch, Problem, Reward, Score
@@ -49,21 +49,21 @@ def sample(params, problems: Sequence[Problem], group_size: int, **options) -> R
 
 def sample_parts(params, problems: Sequence[Problem], group_size: int, *, model: ModelConfig, tokenizer: Tokenizer,
                  cfg: SampleConfig, seed: int, step: int, prompts_at_once: int = 0, encode=None, budget_N=None,
-                 stats: slots.Stats | None = None) -> Iterator[Rollouts]:
+                 asked: Counter | None = None, stats: slots.Stats | None = None) -> Iterator[Rollouts]:
   """The answers to the first problems, then to the next, in order, for rewards to begin with the first.
 
   With cfg.slots the problems' answers wait for free slots; else those of `prompts_at_once` problems run in step (0: of
   all). Both bound memory; what is sampled depends on neither. encode: prompts' texts -> token lists, such as
   a chat template; None: the tokenizer's plain encoding. budget_N: tokens of each answer, at most and by default
-  cfg.max_tokens. stats: the sampler's, added to.
+  cfg.max_tokens. asked: as in jobs_of, where this is not the first call of the step. stats: the sampler's, added to.
   """
   jobs = jobs_of(problems, group_size, tokenizer=tokenizer, cfg=cfg, seed=seed, step=step, encode=encode,
-                 budget_N=budget_N)
+                 budget_N=budget_N, asked=asked)
   at_once = len(problems) if cfg.slots else prompts_at_once or len(problems)
   for first in range(0, len(problems), at_once):
     part = jobs[first * group_size:(first + at_once) * group_size]
     lanes, width = (cfg.slots // cfg.width, cfg.width) if cfg.slots else (at_once, group_size)
-    said: dict[int, slots.Said] = {}
+    said: dict[int, Said] = {}
     given = 0
     for i, answer in slots.run(params, part, model=model, cfg=cfg, end_id=tokenizer.end_ids, lanes=lanes, width=width,
                                stop=stop_at(tokenizer, cfg.stop), stats=stats):
@@ -80,9 +80,9 @@ def sample_parts(params, problems: Sequence[Problem], group_size: int, *, model:
 
 
 def jobs_of(problems: Sequence[Problem], group_size: int, *, tokenizer: Tokenizer, cfg: SampleConfig, seed: int,
-            step: int, encode=None, budget_N=None, asked: Counter | None = None) -> list[slots.Job]:
+            step: int, encode=None, budget_N=None, asked: Counter | None = None) -> list[Job]:
   """What is to be drawn: group_size answers to each problem. asked: how often each id was asked before in this step."""
-  prompts = [tuple(p) for p in (encode or tokenizer.encode_batch)([p.prompt for p in problems])]
+  prompts = encoded(problems, tokenizer, encode)
   asked = Counter() if asked is None else asked
   again_B = np.asarray([asked.update([p.id]) or asked[p.id] - 1 for p in problems], np.int32)
   # a question that is asked again gets other answers
@@ -93,23 +93,41 @@ def jobs_of(problems: Sequence[Problem], group_size: int, *, tokenizer: Tokenize
   if budgets.shape != (len(data_N),) or budgets.min() < 1 or budgets.max() > cfg.max_tokens:
     raise ValueError(f"budgets {budgets.shape} from {budgets.min()} to {budgets.max()} must be {len(data_N)} numbers"
                      f" within 1 and sampling.max_tokens={cfg.max_tokens}")
-  return [slots.Job(prompts[n // group_size], data_N[n], int(budgets[n])) for n in range(len(data_N))]
+  return [Job(prompts[n // group_size], data_N[n], int(budgets[n])) for n in range(len(data_N))]
+
+
+def encoded(problems, tokenizer: Tokenizer, encode=None) -> list[tuple[int, ...]]:
+  """The prompts' tokens. ValueError for one that has none."""
+  prompts = [tuple(p) for p in (encode or tokenizer.encode_batch)([p.prompt for p in problems])]
+  for problem, prompt in zip(problems, prompts, strict=True):
+    if not prompt:
+      raise ValueError(f"problem {problem.id}: the prompt {problem.prompt!r} has no tokens")
+  return prompts
 
 
 def stop_at(tokenizer: Tokenizer, texts: tuple[str, ...]):
-  """tokens -> how many there are when the first of the texts is complete, or None. None where there are no texts."""
+  """() -> a function that is given an answer's tokens, one by one, and says True where the first text is complete.
+
+  A text counts when its characters are certain (Tokenizer.stream). None where there are no texts.
+  """
   if not texts:
     return None
-  holds = lambda tokens: any(text in tokenizer.decode(tokens) for text in texts)
+  longest = max(map(len, texts))
 
-  def stop(tokens):
-    if not holds(tokens):
-      return None
-    return bisect.bisect_left(range(len(tokens) + 1), True, key=lambda k: holds(tokens[:k]))
-  return stop
+  def begin():
+    stream, tail = tokenizer.stream(), ""
+
+    def push(token: int) -> bool:
+      nonlocal tail
+      tail += stream.push(token)
+      found = any(text in tail for text in texts)
+      tail = tail[-longest:]
+      return found
+    return push
+  return begin
 
 
-def rollouts_of(problems, prompts, said: Sequence[slots.Said], tokenizer: Tokenizer) -> Rollouts:
+def rollouts_of(problems, prompts, said: Sequence[Said], tokenizer: Tokenizer) -> Rollouts:
   """Answers that have come out of the sampler, prompt-major."""
   G = len(said) // len(problems)
   column = lambda name: None if getattr(said[0], name) is None else [getattr(s, name) for s in said]

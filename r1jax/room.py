@@ -55,12 +55,16 @@ class Answers:
   prompt_expert_BPLk: jax.Array | None = None
   expert_NALk: jax.Array | None = None   # the last token's are zeros: it was not run
   kept_NAk: jax.Array | None = None
-  count: dict = flax.struct.field(default_factory=dict)
+  count: dict | None = None              # sampler.COUNTS
 
 
 @functools.partial(jax.jit, static_argnames=("model", "columns"))
 def repack(state, *, model: ModelConfig, columns: int):
-  """The same rows with their valid columns at the front, in `columns` of them: holes closed, room made or given up."""
+  """The same rows with their valid columns at the front, in `columns` of them: holes closed, room made or given up.
+
+  What rows that are done have said is given up too: the host has it by then.
+  """
+  state = state.replace(valid_NW=state.valid_NW & ~state.done_N[:, None])
   order_NW = jnp.argsort(~state.valid_NW, axis=1, stable=True)
   order_NW = pad(order_NW[:, :columns], columns, 1)
 
@@ -96,8 +100,10 @@ def only(state, lane_b, *, width: int):
 
 
 @functools.partial(jax.jit, static_argnames=("length", "end_id"))
-def answers(state, *, length: int, end_id) -> Answers:
-  """What the rows have said, left-aligned in `length` columns."""
+def answers(state, row_n=None, *, length: int, end_id) -> Answers:
+  """What the rows (or these of them) have said, left-aligned in `length` columns."""
+  if row_n is not None:
+    state = jax.tree.map(lambda x: x[row_n], state.replace(prompts=None, column=None, count=None, cache=(), mtp=()))
   N, own_N = len(state.valid_NW), state.length_N - state.before_N
   order_NW = jnp.argsort(~state.valid_NW, axis=1, stable=True)
   order_NA = pad(order_NW[:, :length], length, 1)
@@ -111,8 +117,7 @@ def answers(state, *, length: int, end_id) -> Answers:
     return jnp.where(wide(last_NA), last_N[:, None], jnp.where(wide(inside_NA), moved, fill))
   more = {}
   if state.expert_NWLk is not None:
-    more |= dict(expert_NALk=rows_of(state.expert_NWLk, jnp.zeros_like(state.expert_NWLk[:, 0]), 0),
-                 prompt_expert_BPLk=state.prompts.expert_BPLk)
+    more["expert_NALk"] = rows_of(state.expert_NWLk, jnp.zeros_like(state.expert_NWLk[:, 0]), 0)
   if state.kept_NWk is not None:
     more["kept_NAk"] = rows_of(state.kept_NWk, state.pending.kept_Nk, -1)
   return Answers(rows_of(state.token_NW, state.pending.token_N, ends(end_id)[0]),

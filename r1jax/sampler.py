@@ -14,6 +14,7 @@ Letters: S tokens of a row in one step (1, or with guesses more), W columns; the
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import flax.struct
@@ -56,6 +57,7 @@ class SampleState:
     return self.ended_N | (self.length_N >= self.budget_N)
 
 
+@jax.jit
 def sample_keys(seed: int, step, problem_B, samples):
   """One key per answer, [B * G], from (seed, step, problem, sample). samples: [G], or [B, G] where they differ."""
   step_key = jax.random.fold_in(jax.random.key(seed), step)
@@ -213,6 +215,13 @@ def advance(params, state: SampleState, steps, *, model: ModelConfig, cfg: Sampl
   return jax.lax.while_loop(more, functools.partial(step, params, model, cfg, end_id, turned), state)
 
 
+def served(model: ModelConfig) -> ModelConfig:
+  """The model as it samples: with no room that tokens of other answers could take away (moe.DISPATCH)."""
+  if model.moe and model.moe.dispatch == "capacity":
+    return dataclasses.replace(model, moe=dataclasses.replace(model.moe, dispatch="dropless"))
+  return model
+
+
 def start(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: SampleConfig, end_id,
           columns: int = 0) -> SampleState:
   """G = len(key_N) / B answers to each prompt begin together. columns: 0 for as many as whole answers may need."""
@@ -220,6 +229,7 @@ def start(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: Sample
     raise ValueError(f"{key_N.shape[0]} keys are not a multiple of {prompt_BP.shape[0]} prompts")
   if cfg.draft == "mtp" and not model.mtp:
     raise ValueError(f"sampling.draft=mtp needs model.mtp=1, here {model.mtp}")
+  model = served(model)
   static = dict(model=model, cfg=cfg, end_id=end_id)
   prompts = prefill(params, prompt_BP, jnp.asarray(length_B, jnp.int32), model=model, cfg=cfg)
   columns = columns or room.most(cfg)
@@ -234,6 +244,7 @@ def sample(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: Sampl
   prompt_BP: int32, right-padded; length_B: its valid tokens, at least 1 each. end_id: the token that ends an answer,
   or a tuple of several; the first one pads. The own caches grow as the answers do.
   """
+  model = served(model)
   static = dict(model=model, cfg=cfg, end_id=end_id)
   most = room.most(cfg)
   columns = room.bucket(1, most)
@@ -241,6 +252,7 @@ def sample(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: Sampl
   while True:
     state = advance(params, state, most, **static)
     if columns >= most or np.asarray(state.done_N).all():
-      return room.answers(state, length=cfg.max_tokens, end_id=end_id)
+      done = room.answers(state, length=cfg.max_tokens, end_id=end_id)
+      return done.replace(prompt_expert_BPLk=state.prompts.expert_BPLk)
     columns = room.bucket(columns + 1, most)
     state = room.widen(state, model=model, columns=columns)

@@ -84,6 +84,23 @@ def test_tokens_keep_the_log_probs_of_the_policy_that_drew_them():
   assert found
 
 
+def test_a_question_that_a_rollout_asks_twice_keeps_its_own_random_numbers():
+  """A task of two questions: what goes on is what a whole rollout would have said."""
+  twice = dataclasses.replace(TASK, size=2)
+  ask = lambda place: TASK.problem(place % 2)
+  whole = {}
+  for unit in range(3):
+    out = rollout.sample(weights(MODEL), [ask(p) for p in partial.new_places(CFG, unit)], 4, model=MODEL,
+                         tokenizer=TASK.tokenizer, cfg=dataclasses.replace(CFG.sampling, slots=0), seed=0, step=unit)
+    whole |= {tuple(map(tuple, out.answers[i:i + 4])): unit for i in range(0, len(out.answers), 4)}
+  carry = partial.empty(CFG)
+  for unit in range(3):
+    scored, carry, _ = partial.collect(CFG, twice, ask, weights(MODEL), carry, judge, model=MODEL, seed=0, unit=unit,
+                                       stats=slots.Stats())
+    answers = scored.rollouts.answers
+    assert all(tuple(map(tuple, answers[i:i + 4])) in whole for i in range(0, len(answers), 4))
+
+
 class Once(loop.Stop):
   """Asks to stop after so many units."""
   def __init__(self, units):
@@ -114,7 +131,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits_and_learns_against_the_old_log_p
 @pytest.mark.parametrize(("change", "message"), [
   (dict(sampling=SampleConfig(8)), r"partial=3 needs sampling.slots=0"), (dict(partial=-1), "partial=-1"),
   (dict(dynamic_sampling=2), "dynamic_sampling=2"),
-  (dict(sampling=SampleConfig(8, slots=8, top_k=2, keep_mask=True)), "keep_mask")])
+  (dict(sampling=SampleConfig(8, slots=8, top_k=2, keep_mask=True)), "keep_mask"),
+  (dict(loss=LossConfig(kl_coef=0.0, correction="masked")), "loss.correction=masked")])
 def test_settings_that_do_not_go_together_are_refused(change, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(CFG, **change)

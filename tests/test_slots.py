@@ -10,6 +10,7 @@ from tiny import weights
 from r1jax import rollout, room, slots, tokenizer, train
 from r1jax.models.deepseek import PRESETS
 from r1jax.models.transformer import ModelConfig
+from r1jax.queue import Job
 from r1jax.sampler import SampleConfig
 from r1jax.types import Problem
 
@@ -63,8 +64,19 @@ def test_long_and_short_answers_through_caches_that_grow_close_their_holes_and_s
 
 
 @pytest.mark.slow
-def test_experts_are_those_of_the_trainer_wherever_the_answer_ran():
+@pytest.mark.parametrize(("most", "budget_N"), [(1200, [900, 860, 190]), (400, [241, 240, 60])])
+def test_rows_that_are_over_do_not_hold_columns(most, budget_N):
+  """A long answer that has ended beside a shorter one that began late: repacking is sized by those at work."""
+  cfg = SampleConfig(most, slots=2, chunk=32 if most > 1000 else 16)
+  out = ask(cfg, tok=TOK, problems=PROBLEMS[:1], budget_N=budget_N)
+  assert list(map(len, out.answers)) == budget_N
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dispatch", ["dropless", "capacity"])
+def test_experts_are_those_of_the_trainer_wherever_the_answer_ran(dispatch):
   model = dataclasses.replace(PRESETS["deepseek-tiny"], vocab=256, layers=2)
+  model = dataclasses.replace(model, moe=dataclasses.replace(model.moe, dispatch=dispatch, capacity_factor=0.5))
   plain = ask(SampleConfig(6), model)
   slotted = ask(SampleConfig(6, slots=4, chunk=2, draft="lookup", drafts=2), model)
   same(slotted, plain)
@@ -114,6 +126,13 @@ def test_budgets_cut_each_answer_at_its_own_length():
     ask(SampleConfig(20), budget_N=np.where(budget_N == 3, 21, budget_N))
 
 
+def test_a_stop_text_is_found_at_one_place_whatever_the_chunk():
+  """Byte tokens whose run is no UTF-8 become characters that are not certain until the run has ended."""
+  outs = [ask(SampleConfig(20, stop=("\ufffd", "q"), slots=4, chunk=chunk), tok=TOK) for chunk in (1, 7)]
+  same(*outs)
+  assert len(set(map(len, outs[0].answers))) > 3 and not outs[0].truncated_N.all()
+
+
 # --- what it cost
 
 def test_statistics_by_hand():
@@ -146,7 +165,7 @@ def test_what_is_not_finished_goes_on_to_the_same_answer(width):
   assert len(first) == 15
   assert len({s.finished for s in first.values()}) == 2 and 0 in {len(s.tokens) for s in first.values()}
   assert any(s.tokens and not s.finished for s in first.values())
-  rest = {n: slots.Job(jobs[n].prompt, jobs[n].key, 20, s if s.tokens else None) for n, s in first.items()
+  rest = {n: Job(jobs[n].prompt, jobs[n].key, 20, s if s.tokens else None) for n, s in first.items()
           if not s.finished}
   other = jax.tree.map(lambda w: w * 1.01, weights(MODEL))
   for params in (weights(MODEL), other):
@@ -173,3 +192,8 @@ def test_config_errors_name_the_numbers(wrong, named):
   with pytest.raises(ValueError) as error:
     SampleConfig(4, **wrong)
   assert named in str(error.value)
+
+
+def test_an_empty_prompt_is_refused():
+  with pytest.raises(ValueError, match="problem 7: the prompt '' has no tokens"):
+    ask(SampleConfig(3), problems=[Problem(1, "a", ""), Problem(7, "", "")])

@@ -19,6 +19,13 @@ def add_flags(parser: argparse.ArgumentParser, temperature: float, top_p: float)
   parser.add_argument("--min-p", type=float, default=0.0, help="0: all (default)")
   parser.add_argument("--max-tokens", type=int, default=0, metavar="N",
                       help="longest answer (default: as in RL; 512 with --model)")
+  parser.add_argument("--stop", action="append", default=[], metavar="TEXT",
+                      help="a text that ends an answer; may be given again (default: as in RL)")
+  parser.add_argument("--slots", type=int, default=0, metavar="N",
+                      help="answers that run at one time, the others wait their turn (default 0: in step)")
+  parser.add_argument("--draft", default="none", choices=("none", "lookup", "mtp"),
+                      help="who guesses tokens that are checked together; changes the time alone (default none)")
+  parser.add_argument("--drafts", type=int, default=3, metavar="N", help="tokens guessed at a time (default 3)")
   parser.add_argument("--seed", type=int, default=0)
 
 
@@ -33,7 +40,9 @@ def load(args):
   from r1jax.sampler import SampleConfig
   if args.max_tokens < 0:
     raise ValueError(f"--max-tokens={args.max_tokens} must not be negative")
-  SampleConfig(1, args.temperature, args.top_p, args.top_k, args.min_p)   # wrong numbers before the slow part
+  stop = tuple(args.stop)
+  SampleConfig(1, args.temperature, args.top_p, args.top_k, args.min_p, stop=stop, slots=args.slots, draft=args.draft,
+               drafts=args.drafts)                                            # wrong numbers before the slow part
   if args.model:
     if args.stage or args.step is not None:
       raise ValueError("--stage and --step are for --workdir")
@@ -41,5 +50,7 @@ def load(args):
     where, tokens = str(args.model), args.max_tokens or 512
   else:
     params, model, task, where = pipeline.load_policy(args.workdir, args.stage, args.step)
-    tokens = args.max_tokens or pipeline.answer_tokens(pipeline.freeze_folder(args.workdir))
-  return params, model, task, where, SampleConfig(tokens, args.temperature, args.top_p, args.top_k, args.min_p)
+    sampling = pipeline.sampling_of(pipeline.freeze_folder(args.workdir))
+    tokens, stop = args.max_tokens or sampling.max_tokens, stop or sampling.stop
+  return params, model, task, where, SampleConfig(tokens, args.temperature, args.top_p, args.top_k, args.min_p,
+                                                  stop=stop, slots=args.slots, draft=args.draft, drafts=args.drafts)

@@ -63,10 +63,15 @@ def evaluate(params, task: Task, problems: Sequence[Problem], samples: int, *, m
   return {k: float(v) for k, v in out.items()}, table
 
 
-def greedy(params, task: Task, *, model: ModelConfig, max_tokens: int, problems: int = 0, prompts_at_once: int = 128,
-           pool=None):
+def drawn(cfg: SampleConfig, temperature: float, top_p: float = 1.0) -> SampleConfig:
+  """Answers as `cfg` has them, of its length and ended by its stop texts, but drawn so."""
+  return dataclasses.replace(cfg, temperature=temperature, top_p=top_p, top_k=0, min_p=0.0, keep_mask=False)
+
+
+def greedy(params, task: Task, *, model: ModelConfig, sampling: SampleConfig, problems: int = 0,
+           prompts_at_once: int = 128, pool=None):
   """Greedy accuracy on the held-out problems (the first `problems` of them; 0: all), lenient accuracy, length."""
   chosen = task.held_out[:problems or None]
-  out, _ = evaluate(params, task, chosen, 1, model=model, cfg=SampleConfig(max_tokens, temperature=0.0),
-                    prompts_at_once=prompts_at_once, pool=pool)
+  out, _ = evaluate(params, task, chosen, 1, model=model, cfg=drawn(sampling, 0.0), prompts_at_once=prompts_at_once,
+                    pool=pool)
   return {"greedy_accuracy": out["pass@1"], "greedy_lenient": out["lenient"], "greedy_length": out["length"]}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -99,8 +100,9 @@ class RLConfig:
     if self.partial < 0 or (self.partial and (not self.sampling.slots or self.dynamic_sampling)):
       raise ValueError(f"reasoning_rl.partial={self.partial} needs sampling.slots={self.sampling.slots} above 0 and"
                        f" dynamic_sampling={self.dynamic_sampling} off")
-    if self.partial and (self.sampling.keep_mask or self.loss.advantage == "gae"):
-      raise ValueError(f"reasoning_rl.partial={self.partial}: neither sampling.keep_mask nor a critic go with it")
+    if self.partial and (self.sampling.keep_mask or self.critic or self.loss.correction != "none"):
+      raise ValueError(f"reasoning_rl.partial={self.partial}: neither sampling.keep_mask, nor a critic, nor"
+                       f" loss.correction={self.loss.correction} go with it: the ratio is against who sampled")
     if self.dynamic_sampling < 0 or self.dynamic_sampling == 1:
       raise ValueError(f"reasoning_rl.dynamic_sampling={self.dynamic_sampling} must be 0 (off) or at least 2")
     if not 0 <= self.overlong_cushion <= self.sampling.max_tokens:
@@ -147,6 +149,8 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
   if cfg.pack_tokens and model.moe and cfg.routing_replay:
     raise ValueError(f"reasoning_rl.pack_tokens={cfg.pack_tokens} has no routing_replay for the model's experts: set it"
                      " to False, or train with shared_prompt")
+  if cfg.partial and model.moe:
+    raise NotImplementedError(f"reasoning_rl.partial={cfg.partial}: the experts of answers under way are not kept")
   if cfg.offload != "none":
     offload.check(f"reasoning_rl.offload={cfg.offload}")
   updates = (cfg.rollouts - (cfg.critic.warmup if cfg.critic else 0)) * cfg.minibatches
@@ -171,9 +175,10 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     else:
       problems = [task.problem(i) for i in data.positions(
         unit, cfg.questions_per_rollout * max(cfg.dynamic_sampling, 1), task.size, seed)]
+      asked = Counter()
       sample = lambda problems: rollout.sample_parts(
         state.params, problems, cfg.group_size, model=model, tokenizer=task.tokenizer, cfg=cfg.sampling, seed=seed,
-        step=unit, prompts_at_once=cfg.prompts_at_once, encode=task.encode, stats=stats)
+        step=unit, prompts_at_once=cfg.prompts_at_once, encode=task.encode, asked=asked, stats=stats)
       scored = collect.collect(cfg, problems, sample, judge)
     rollouts, parts, same_N = scored.rollouts, scored.parts, scored.same_N
     reward_N = scored.reward_N + collect.overlong(cfg, rollouts)
@@ -226,7 +231,7 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
       row |= {"zero_variance_share": scored.agreed_share, "sampled_rounds": scored.rounds}
     if (cfg.eval_every and (unit + 1) % cfg.eval_every == 0) or unit + 1 == cfg.rollouts:
       row |= {f"eval/{k}": v for k, v in evaluate.greedy(
-        state.params, task, model=model, max_tokens=cfg.sampling.max_tokens, pool=pool,
+        state.params, task, model=model, sampling=cfg.sampling, pool=pool,
         prompts_at_once=(cfg.prompts_at_once or cfg.questions_per_rollout) * cfg.group_size).items()}
     table = rollout.table(rollouts, reward_N, parts, adv_N, stage="reasoning_rl", step=first_step)
     return state, [(first_step, row)], (first_step, table)
