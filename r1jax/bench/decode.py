@@ -95,12 +95,13 @@ def mixed(params, model: ModelConfig, rows: int, prompt: int, longest: int, repe
     stats.append(slots.Stats())
     said = {}
     for first in range(0, N, at_once):
-      said |= {first + i: s.tokens for i, s in slots.run(params, jobs[first:first + at_once], model=model, cfg=cfg,
+      said |= {first + i: len(s.tokens) for i, s in slots.run(params, jobs[first:first + at_once], model=model, cfg=cfg,
                                                         end_id=-1, lanes=rows, width=1, stats=stats[-1])}
     return said
   plain, slotted = SampleConfig(longest), SampleConfig(longest, slots=rows, chunk=8)
-  if run(plain, rows) != run(slotted, N):
-    raise ValueError("the answers of the two are not the same")
+  for cfg, at_once in ((plain, rows), (slotted, N)):
+    if (lengths := run(cfg, at_once)) != dict(enumerate(budget_N.tolist())):
+      raise ValueError(f"{sum(lengths.values())} tokens were drawn, not {budget_N.sum()}")
   in_step = best(lambda: run(plain, rows) and None, repeats)
   slot = best(lambda: run(slotted, N) and None, repeats)
   return dict(in_step=in_step, slots=slot, answers=N, tokens=int(budget_N.sum()), longest=longest,
