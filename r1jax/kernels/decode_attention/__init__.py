@@ -14,6 +14,7 @@ import functools
 
 import jax
 
+from r1jax.kernels import mesh
 from r1jax.kernels.decode_attention import cache, pallas_gpu, pallas_tpu, ref, xla
 from r1jax.kernels.decode_attention.quantise import quantise
 
@@ -28,7 +29,8 @@ def decode_attention(q_NSHC, prompt, prompt_length_B, own, sees_NSA, impl: str |
   Rows n = b * G + g belong to prompt b. prompt: (k [B, K, C, P], v [B, K, P, E]), valid up to prompt_length_B. own: (k
   [N, K, C, A], v [N, K, A, E]). Of int8 or float8_e4m3fn: (k, v, k_scale, v_scale), scales f32 [.., K, T].
   sees_NSA: bool, the columns of the own cache that each query token sees; it sees one at least, or its prompt has a
-  token. impl: one of IMPLS; None takes the one for the platform that is lowered for.
+  token. impl: one of IMPLS; None takes the one for the platform that is lowered for, or "xla" under a mesh of several
+  devices, over which XLA cannot split a kernel (inside a shard_map it takes the kernel again).
   """
   prompt, own = cache.parts("prompt", prompt), cache.parts("own", own)
   cache.check(q_NSHC, prompt, prompt_length_B, own, sees_NSA)
@@ -49,7 +51,7 @@ def decode_latent_attention(q_NSHX, prompt_BPX, prompt_length_B, own_NAX, sees_N
 def _known(impl):
   if impl not in (None, *IMPLS):
     raise ValueError(f"impl={impl!r} is none of {IMPLS}")
-  return impl
+  return "xla" if impl is None and mesh.splits() else impl
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6))        # traced once, however many layers call it

@@ -7,8 +7,8 @@ ref.py says what it computes. impl=None takes, by the platform that is lowered f
   tpu     "megablox": XLA's ragged_dot is a kernel forward, but its gradient costs E times as much (cost_analysis of
           a compile for v5e, v5p and v6e: 33 forwards with 32 experts, 257 with 256; megablox: 2).
   others  "ragged_dot".
-jit does not split a Pallas call over devices: on TPUs it refuses (NotImplementedError), on GPUs every device computes
-all. Under a mesh call this inside shard_map (with check_vma=False), or name "ragged_dot".
+jit does not split a Pallas call over devices (on TPUs it refuses, on GPUs every device computes all): under a mesh of
+several None takes "ragged_dot" on all but cpu, and inside a shard_map (with check_vma=False) the kernels again.
 Letters: M rows, E experts, D input and F output width.
 """
 
@@ -19,6 +19,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from r1jax.kernels import mesh
 from r1jax.kernels.grouped_matmul import blocks, pallas_gpu, pallas_tpu, ref
 
 IMPLS = ("blocks", "ragged_dot", "triton", "mosaic_gpu", "megablox", "ref")
@@ -46,6 +47,8 @@ def _dispatch(impl, of_impl, *args):
   """The function of `impl` in of_impl, or of the platform, on args."""
   if impl:
     return of_impl[impl](*args)
+  if mesh.splits():
+    return jax.lax.platform_dependent(*args, cpu=of_impl["blocks"], default=of_impl["ragged_dot"])
   return jax.lax.platform_dependent(*args, cpu=of_impl["blocks"], cuda=of_impl["triton"], tpu=of_impl["megablox"],
                                     default=of_impl["ragged_dot"])
 
