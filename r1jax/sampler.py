@@ -210,6 +210,7 @@ def advance(params, state: SampleState, steps, *, model: ModelConfig, cfg: Sampl
   """At most `steps` steps; less when every answer has ended, or the columns are full."""
   W = state.valid_NW.shape[1]
   turned = transformer.positions(model, jnp.arange(room.tokens(model, state.prompts) + cfg.max_tokens + cfg.span)[None])
+  params = transformer.unstacked(params, model)
   stop = state.count["steps"] + steps
   more = lambda s: (s.count["steps"] < stop) & ~s.done_N.all() & (s.column + cfg.span <= W)
   return jax.lax.while_loop(more, functools.partial(step, params, model, cfg, end_id, turned), state)

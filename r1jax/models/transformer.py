@@ -177,7 +177,7 @@ def forward(p, cfg: ModelConfig, token_NT, position_NT, attend=attention.causal,
   kv, routing = [], None
   for kind, count in cfg.stacks.items():
     replay = replay_LNTk if kind == "moe_layers" else None
-    pick = lambda tree, i: jax.tree.map(lambda w: w[i], tree)
+    pick = lambda tree, i: tree[i] if type(tree) is tuple else jax.tree.map(lambda w: w[i], tree)
     if cache is not None:
       each = []
       for i in range(count):
@@ -220,6 +220,16 @@ def decode_attention(cfg: ModelConfig, prompt_length_B, column, sees_NSA):
 def extend_attention(cfg: ModelConfig, start):
   """The `attend` of a prefill's next part, behind `start` tokens."""
   return functools.partial(*((mla.extend, cfg.mla.kv_rank) if cfg.mla else (attention.extend,)), start)
+
+
+def unstacked(p, cfg: ModelConfig):
+  """The parameters with a tree of its own for each layer, as `forward` takes them too where there is a cache.
+
+  For a loop of decode steps: from stacked ones, XLA copies every layer's weights anew in each step. It is one
+  more copy of them, for as long as the loop runs.
+  """
+  return p | {kind: tuple(jax.tree.map(lambda w, i=i: w[i], p[kind]) for i in range(count))
+              for kind, count in cfg.stacks.items() if not isinstance(p[kind], tuple)}
 
 
 def head(p):

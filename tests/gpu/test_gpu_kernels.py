@@ -1,4 +1,7 @@
-"""Every kernel's implementations for GPUs at real shapes against ref, with gradients: the benchmark's cases."""
+"""Every kernel's implementations for GPUs at real shapes against ref, with gradients: the benchmark's cases.
+
+They need an NVIDIA GPU: JAX_PLATFORMS=cuda pytest tests/gpu (the other tests ask for the CPU).
+"""
 
 import jax
 import pytest
@@ -7,6 +10,12 @@ from r1jax.bench import kernels
 
 EVERY = [pytest.param(op, case, name, id=f"{op.name}: {case.name}: {name}")
          for op in kernels.OPS for case in op.cases() for name in op.impls.get("gpu", ())]
+
+
+@pytest.fixture(autouse=True)
+def gpu():
+  if jax.default_backend() != "gpu":
+    pytest.skip(f"jax runs on {jax.default_backend()} here; with a GPU: JAX_PLATFORMS=cuda pytest tests/gpu")
 
 
 @pytest.mark.parametrize(("op", "case", "name"), EVERY)
