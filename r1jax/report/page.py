@@ -49,7 +49,9 @@ CHARTS = (   # title, metrics, what is drawn; what no line names is drawn after 
   ("Gradient norm", ("grad_norm",), "before clipping"),
   ("Learning rate", ("lr",), ""),
   ("Time of a step", ("seconds/*",), "seconds by phase"),
-  ("Throughput", ("tokens_per_s",), "tokens a second"),
+  ("Throughput", ("tokens_per_s", "sampler/decode_tokens_per_s"), "tokens a second, of all and of sampling alone"),
+  ("The sampler's rows", ("sampler/occupancy", "sampler/tail_share", "sampler/acceptance", "stale_token_share"),
+   "shares: at work, of time with fewer than half at work, of guesses that were right, of tokens drawn before"),
 )
 LOGARITHMIC = ("Sampler against trainer", "Gradient norm", "KL to the reference")   # if values span decades
 
