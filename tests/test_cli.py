@@ -142,7 +142,7 @@ def test_bench_table(capsys, tmp_path, monkeypatch):
   from r1jax.bench import grpo
   from r1jax.models.transformer import ModelConfig
   tiny = ModelConfig(vocab=16, dim=8, layers=1, heads=2, kv_heads=1, ffn=8)
-  monkeypatch.setitem(grpo.SHAPES, "A", (tiny, 2, 2, 4, 4, 1))
+  monkeypatch.setitem(grpo.SHAPES, "A", grpo.Shape(tiny, 2, 2, 4, 4))
   code, out, _ = call("bench", "grpo", "--steps", 2, "--json", tmp_path / "b.json", capsys=capsys)
   numbers = json.loads((tmp_path / "b.json").read_text())
   assert code == 0 and "peak memory" in out
