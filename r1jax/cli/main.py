@@ -19,16 +19,18 @@ COMMANDS = dict(
   doctor="say why a run's reward does not move, with the numbers and the config key to try",
   export="write a run's policy as a Hugging Face directory",
   bench="measure speed on this machine",
+  contamination="find training lines that share 10 words in a row with a test problem",
 )
 # a word that Python keeps for itself cannot be a keyword argument above
 COMMANDS["import"] = "turn released weights, such as a GGUF file, into a Hugging Face directory"
+COMMANDS["compare-evals"] = "the difference of two evaluations of the same problems, and whether it is more than chance"
 
 
 def main(argv: list[str] | None = None) -> int:
   argv = sys.argv[1:] if argv is None else argv
   parser = argparse.ArgumentParser(
     prog="r1jax", description="DeepSeek-R1's training system in JAX.", formatter_class=argparse.RawTextHelpFormatter,
-    epilog="commands:\n" + "\n".join(f"  {name:8s}{text}" for name, text in COMMANDS.items())
+    epilog="commands:\n" + "\n".join(f"  {name:15s}{text}" for name, text in COMMANDS.items())
     + "\n\n`r1jax COMMAND --help` tells more.")
   parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
   if not argv or argv[0] in ("-h", "--help"):
@@ -60,7 +62,7 @@ def _module(command: str):
   """Imported when it is asked for: --help and errors need no jax."""
   import importlib
   import keyword
-  return importlib.import_module(f"r1jax.cli.{command}" + "_" * keyword.iskeyword(command))
+  return importlib.import_module(f"r1jax.cli.{command.replace('-', '_')}" + "_" * keyword.iskeyword(command))
 
 
 if __name__ == "__main__":
