@@ -89,6 +89,10 @@ def test_eval_held_out(workdir, capsys):
   assert code == 0 and "strict pass@4" in out and "lenient pass@1" in out
   numbers = json.loads((workdir / "eval" / "parity-reasoning_rl-2.json").read_text())
   assert numbers["problems"] == 8 and 0 <= numbers["pass@1"] <= numbers["pass@2"] <= numbers["pass@4"] <= 1
+  low, high = numbers["pass@1_interval"]
+  assert low <= numbers["pass@1"] <= high and f"({low:.3f} - {high:.3f})" in out
+  name = str(workdir / "eval" / "parity-reasoning_rl-2")
+  assert call("compare-evals", name + ".json", name, capsys=capsys)[0] == 0
   assert pq.read_table(workdir / "eval" / "parity-reasoning_rl-2.parquet").num_rows == 32
 
 

@@ -17,7 +17,8 @@ def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(
     prog="r1jax eval", allow_abbrev=False,
     description="Samples answers of a run's policy, or of a Hugging Face model, and prints pass@k (unbiased), cons@k, "
-                "strict and lenient accuracy. Writes a JSON of the numbers and a Parquet file of all answers.")
+                "strict and lenient accuracy; of pass@1 also the 95% interval, by problems. Writes a JSON of "
+                "the numbers and a Parquet file of all answers.")
   policy.add_flags(parser, temperature=0.6, top_p=0.95)
   parser.add_argument("--data", type=Path, metavar="FILE", help="JSONL with prompt or question, and answer, a line"
                                                                 " each; or MBPP's, whose programs run in a sandbox"
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> int:
     problems, scoring = read(args.data, "{question}")
 
   from r1jax import metrics
+  from r1jax.evals import significance
   from r1jax.evals.evaluate import evaluate
   params, model, task, where, sampling = policy.load(args)
   template = args.template or ("chat" if args.model and task.tokenizer.chat_template else "r1_zero")
@@ -63,12 +65,15 @@ def main(argv: list[str]) -> int:
   record = dict(policy=where, template=template, problems=len(problems), samples=args.samples,
                 temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, min_p=args.min_p,
                 max_tokens=sampling.max_tokens, seed=args.seed)
+  value_N, K = table["reward/accuracy"], args.samples
+  low, high = significance.interval([[v == 1 for v in value_N[i:i + K]] for i in range(0, len(value_N), K)])
+  record["pass@1_interval"] = [low, high]
   (out / f"{name}.json").write_text(json.dumps(record | summary, indent=1))
   console = Console()
   shown = Table(f"{task.name}: {where}", f"{len(problems)} problems x {args.samples}")
   for key, value in summary.items():
     shown.add_row(dict(lenient="lenient pass@1").get(key, f"strict {key}" if "@" in key else key.replace("_", " ")),
-                  f"{value:.4g}")
+                  f"{value:.4g}" + (f" ({low:.3f} - {high:.3f})" if key == "pass@1" else ""))
   console.print(shown)
   console.print(f"{out / name}.json and .parquet", soft_wrap=True)
   return 0
