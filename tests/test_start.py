@@ -12,7 +12,7 @@ from test_cli import call
 from tiny import weights
 
 from r1jax import config, hf, pipeline, tokenizer
-from r1jax.cli.eval import read as read_file
+from r1jax.evals import formats
 from r1jax.models.transformer import ModelConfig
 from r1jax.rewards import sandbox
 
@@ -59,7 +59,8 @@ def test_eval_runs_the_programs_of_an_mbpp_file(released, tmp_path, capsys):
   assert code == 0 and "format" in out
   table = pq.read_table(tmp_path / f"mbpp-{released.name}.parquet").to_pydict()
   assert len(table["text"]) == 2 and "sq(2) == 4" in table["gold"][0] and not any(table["reward"])
-  problems, scoring = read_file(tmp_path / "mbpp.jsonl", "Q: {question}")
+  read = formats.read(tmp_path / "mbpp.jsonl", "Q: {question}")
+  problems, scoring = read.problems, read.scoring
   assert problems[0].prompt.startswith("Q: Square a number.")
   program = "```python\ndef sq(n): return n * n\n```"
   assert scoring["rewards"]["accuracy"](problems[0], program).verdict == "correct"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from r1jax.cli import policy
 
@@ -21,8 +23,11 @@ def main(argv: list[str]) -> int:
                 "the numbers and a Parquet file of all answers.")
   policy.add_flags(parser, temperature=0.6, top_p=0.95)
   parser.add_argument("--data", type=Path, metavar="FILE", help="JSONL with prompt or question, and answer, a line"
-                                                                " each; or MBPP's, whose programs run in a sandbox"
-                                                                " (default: the task's held-out problems)")
+                                                                " each; or a benchmark's file, see --format (default:"
+                                                                " the task's held-out problems)")
+  parser.add_argument("--format", default="auto", metavar="NAME",
+                      help="of --data: math500, aime, amc, gpqa (CSV), gsm8k, mbpp, humaneval, livecodebench (programs"
+                           " run in a sandbox), ifeval, or questions (default auto: by the first row's fields)")
   parser.add_argument("--template", default="", choices=("", "r1_zero", "chat", "plain"),
                       help="what a question of --data is put into: R1-Zero's prompt, the model's chat template, nothing"
                            " (default: chat where the model has one, else r1_zero)")
@@ -36,27 +41,34 @@ def main(argv: list[str]) -> int:
                      f" --problems={args.problems} not negative")
   if args.model and not args.data:
     raise ValueError("--model needs --data FILE")
-  problems = None
+  if args.format != "auto" and not args.data:
+    raise ValueError(f"--format={args.format} needs --data FILE")
+  found = None
   if args.data:      # read first: a bad line is told before the policy is loaded
-    problems, scoring = read(args.data, "{question}")
+    from r1jax.evals import formats
+    found = formats.read(args.data, "{question}", args.format)
+
+  import numpy as np
 
   from r1jax import metrics
   from r1jax.evals import significance
   from r1jax.evals.evaluate import evaluate
+  from r1jax.rewards.workers import Workers
   params, model, task, where, sampling = policy.load(args)
   template = args.template or ("chat" if args.model and task.tokenizer.chat_template else "r1_zero")
-  if problems is not None and template == "r1_zero":
+  if found and template == "r1_zero":
     from r1jax.tasks.gsm8k import TEMPLATE
-    problems, scoring = read(args.data, TEMPLATE)
-  if problems is not None:
-    task = dataclasses.replace(task, **scoring)
-  if problems is not None and template == "chat":
+    found = formats.read(args.data, TEMPLATE, found.format)
+  if found:
+    task = dataclasses.replace(task, **found.scoring)
+  if found and template == "chat":
     from r1jax import chat
     as_chat = lambda text: chat.prompt_tokens(task.tokenizer, [dict(role="user", content=text)])
     task = dataclasses.replace(task, encode=lambda texts: [as_chat(text) for text in texts])
-  problems = list(task.held_out if problems is None else problems)[:args.problems or None]
-  summary, table = evaluate(params, task, problems, args.samples, model=model, cfg=sampling, seed=args.seed,
-                            prompts_at_once=args.prompts_at_once)
+  problems = list(found.problems if found else task.held_out)[:args.problems or None]
+  with Workers() if found and found.hangs else contextlib.nullcontext() as pool:
+    summary, table = evaluate(params, task, problems, args.samples, model=model, cfg=sampling, seed=args.seed,
+                              prompts_at_once=args.prompts_at_once, pool=pool)
   out = args.out or (args.workdir / "eval" if args.workdir else Path("eval"))
   out.mkdir(parents=True, exist_ok=True)
   of = args.model.resolve().name if args.model else where.replace(" ", "-")
@@ -65,9 +77,12 @@ def main(argv: list[str]) -> int:
   record = dict(policy=where, template=template, problems=len(problems), samples=args.samples,
                 temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, min_p=args.min_p,
                 max_tokens=sampling.max_tokens, seed=args.seed)
-  value_N, K = table["reward/accuracy"], args.samples
-  low, high = significance.interval([[v == 1 for v in value_N[i:i + K]] for i in range(0, len(value_N), K)])
-  record["pass@1_interval"] = [low, high]
+  record["benchmark"] = found.format if found else task.name     # "format" is a reward's name
+  right_BG = np.reshape(table["reward/accuracy"], (len(problems), args.samples)) == 1
+  low, high = record["pass@1_interval"] = significance.interval(right_BG)
+  subjects = significance.by_subject([p.id for p in problems], right_BG, found.subjects if found else {})
+  if subjects:
+    record["subjects"] = subjects
   (out / f"{name}.json").write_text(json.dumps(record | summary, indent=1))
   console = Console()
   shown = Table(f"{task.name}: {where}", f"{len(problems)} problems x {args.samples}")
@@ -75,14 +90,11 @@ def main(argv: list[str]) -> int:
     shown.add_row(dict(lenient="lenient pass@1").get(key, f"strict {key}" if "@" in key else key.replace("_", " ")),
                   f"{value:.4g}" + (f" ({low:.3f} - {high:.3f})" if key == "pass@1" else ""))
   console.print(shown)
+  if subjects:
+    shown = Table("subject", "problems", "strict pass@1", "95% interval")
+    for subject, of in subjects.items():
+      low, high = of["interval"]
+      shown.add_row(Text(subject), str(of["problems"]), f"{of['pass@1']:.4g}", f"{low:.3f} - {high:.3f}")
+    console.print(shown)
   console.print(f"{out / name}.json and .parquet", soft_wrap=True)
   return 0
-
-
-def read(path: Path, template: str):
-  """(problems, fields of a Task that score them) of a file: MBPP's by its test_list, else questions and answers."""
-  from r1jax import data
-  from r1jax.tasks import mbpp
-  if "test_list" in next(data.read_jsonl(path))[1]:
-    return mbpp.load(path, template=template), mbpp.scoring(mbpp.Config())
-  return data.read_problems(path, template), {}

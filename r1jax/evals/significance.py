@@ -110,6 +110,16 @@ def interval(right: Sequence[Sequence[bool]], level: float = 0.95) -> tuple[floa
   return max(0.0, middle - half) if mean else 0.0, min(1.0, middle + half) if mean < 1 else 1.0   # exact at the edges
 
 
+def by_subject(ids: Sequence[int], right_BG: np.ndarray, subjects: dict[int, str]) -> dict[str, dict]:
+  """problems, pass@1 and its interval of each subject, by name; ids without a subject do not count."""
+  rows: dict[str, list[int]] = {}
+  for b, id in enumerate(ids):
+    if id in subjects:
+      rows.setdefault(subjects[id], []).append(b)
+  return {name: {"problems": len(b), "pass@1": float(right_BG[b].mean()), "interval": interval(right_BG[b])}
+          for name, b in sorted(rows.items())}
+
+
 def compare(p_a, p_b, *, level: float = 0.95, draws: int = 10_000, seed: int = 0) -> Comparison:
   """The paired difference B - A of shares p, problem by problem. At least two problems."""
   d = np.asarray(p_b, float) - np.asarray(p_a, float)

@@ -1,0 +1,75 @@
+"""IFEval: its rows, its rules, its two accuracies."""
+
+import json
+
+import pytest
+
+from r1jax.evals import formats, ifeval
+
+IF = dict(key=1, prompt="Write.", instruction_id_list=["punctuation:no_comma", "length_constraints:number_words"],
+          kwargs=[{}, dict(num_words=3, relation="at least", keyword=None)])
+
+
+def write(path, *rows):
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return path
+
+
+def verdict(found, text, i=0):
+  return found.scoring["rewards"]["accuracy"](found.problems[i], text).verdict
+
+
+def test_ifeval_counts_all_instructions_and_their_share(tmp_path):
+  found = formats.read(write(tmp_path / "a.jsonl", IF), "{question}")
+  problem, scoring = found.problems[0], found.scoring
+  assert problem.prompt == "Write."
+  both, one = "<think>a, b</think>three words here", "<answer>two, words</answer>"
+  assert verdict(found, both) == "correct" and verdict(found, one) == "wrong"
+  assert verdict(found, "<think>x</think>") == "no_answer"
+  assert scoring["rewards"]["instructions"](problem, both).value == 1
+  assert scoring["rewards"]["instructions"](problem, "yes").value == 0.5
+  assert verdict(found, "Sure, here:\nthree words here") == "wrong"
+  assert scoring["lenient"](problem, "Sure, here:\nthree words here").verdict == "correct"
+
+
+def test_ifeval_refuses_what_it_cannot_check_by_name(tmp_path):
+  other = IF | dict(instruction_id_list=["change_case:english_capital", "new:one"], kwargs=[{}, {}])
+  with pytest.raises(NotImplementedError, match=r"1 of 2 prompts .*: change_case:english_capital, new:one"):
+    formats.read(write(tmp_path / "a.jsonl", IF, other), "{question}")
+  for kwargs, reason in (
+      ([{}], "lists of one length"), ([{}, dict(num_words=3)], "takes num_words, relation, got num_words"),
+      ([{}, dict(num_words=3, relation="about")], "relation='about' is not less than or at least")):
+    with pytest.raises(ValueError, match=reason):
+      formats.read(write(tmp_path / "a.jsonl", IF | dict(kwargs=kwargs)), "{question}")
+
+
+@pytest.mark.parametrize("id, args, good, bad", [
+  ("keywords:existence", dict(keywords=["Cat", "dog"]), "a cat, dogs", "a cat"),
+  ("keywords:frequency", dict(keyword="to ", frequency=2, relation="less than"), "to", "Tomato"),
+  ("keywords:forbidden_words", dict(forbidden_words=["cat"]), "cats", "a CAT."),
+  ("keywords:letter_frequency", dict(letter="A", let_frequency=2, let_relation="at least"), "aA", "a"),
+  ("length_constraints:number_words", dict(num_words=3, relation="less than"), "it's", "it's me"),
+  ("length_constraints:number_paragraphs", dict(num_paragraphs=2), "***a\n***\nb", "a\n***\n***\nb"),
+  ("length_constraints:nth_paragraph_first_word", dict(num_paragraphs=2, nth_paragraph=2, first_word="Hi"),
+   "a\n\n\"hi, you", "a\n\nhim"),
+  ("detectable_content:number_placeholders", dict(num_placeholders=2), "[a] [b]", "[a b]"),
+  ("detectable_content:postscript", dict(postscript_marker="P.S."), "x\np. s. y", "x PS"),
+  ("detectable_content:postscript", dict(postscript_marker="P.P.S"), "x\nP.P.S. y", "x\nP.S. y"),
+  ("detectable_format:number_bullet_lists", dict(num_bullets=2), "* a\n - b\n**c**", "* a"),
+  ("detectable_format:constrained_response", {}, "Well: My answer is no.", "no"),
+  ("detectable_format:number_highlighted_sections", dict(num_highlights=2), "*a* *b*", "*a* * *"),
+  ("detectable_format:multiple_sections", dict(section_spliter="SECTION", num_sections=2), "SECTION 1 a\nSECTION 2",
+   "SECTION 1"),
+  ("detectable_format:json_format", {}, "```json\n{\"a\": 1}\n```", "a {}"),
+  ("detectable_format:title", {}, "<<a>>", "<< >>"),
+  ("combination:two_responses", {}, "a\n******\nb", "a******a"),
+  ("combination:repeat_prompt", dict(prompt_to_repeat="Say It"), " say it. Yes", "I say it"),
+  ("startend:end_checker", dict(end_phrase="The end."), "x. the END.\"", "the end. x"),
+  ("startend:quotation", {}, ' "a" ', '"'),
+  ("punctuation:no_comma", {}, "a b", "a, b")])
+def test_an_instruction_by_hand(id, args, good, bad):
+  assert ifeval.check(id, good, args) and not ifeval.check(id, bad, args) and not ifeval.check(id, " ", args)
+
+
+def test_every_instruction_of_ifeval_is_checked_or_named():
+  assert len(ifeval.CHECKS) + len(ifeval.LEFT_OUT) == 25 and not set(ifeval.LEFT_OUT) & set(ifeval.CHECKS)
