@@ -58,6 +58,7 @@ def test_ifeval_refuses_what_it_cannot_check_by_name(tmp_path):
   ("detectable_format:number_bullet_lists", dict(num_bullets=2), "* a\n - b\n**c**", "* a"),
   ("detectable_format:constrained_response", {}, "Well: My answer is no.", "no"),
   ("detectable_format:number_highlighted_sections", dict(num_highlights=2), "*a* *b*", "*a* * *"),
+  ("detectable_format:number_highlighted_sections", dict(num_highlights=2), "*a* **b**", "**a** ** **"),
   ("detectable_format:multiple_sections", dict(section_spliter="SECTION", num_sections=2), "SECTION 1 a\nSECTION 2",
    "SECTION 1"),
   ("detectable_format:json_format", {}, "```json\n{\"a\": 1}\n```", "a {}"),

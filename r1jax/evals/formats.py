@@ -37,7 +37,8 @@ from r1jax.rewards.format import think_answer_format
 SEED = 0
 BOXED = "\nPut your final answer within \\boxed{}."
 CHOICE = "\nPut the letter of the right choice within \\boxed{}."
-_SAID_CHOICE = re.compile(r"(?i:\b(?:answer|choice|option)(?: is|:){0,2})[\s:*($]{0,8}(?:\\text(?:bf|rm)?\{\(?)?([A-D])\b")
+_SAID_CHOICE = re.compile(r"(?i:\b(?:answer|choice|option)(?: is|:){0,2})[\s:*($]{0,8}(?:\\text(?:bf|rm)?\{\(?)?"
+                          r"([A-D])\b")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ LENIENT is the benchmark's loose accuracy: an instruction is followed if it is i
 first line, the last line, both or none, and with or without asterisks.
 
 The rules are those of the benchmark's own program, so that scores can be compared: also that keywords are regular
-expressions, that a bold text counts twice as a highlight, that bullets begin with - or one *.
+expressions, that a bold text is a highlight too, that bullets begin with - or one *.
 Not here, as they depend on the versions of langdetect and NLTK: LEFT_OUT. A file that has one of them is refused with
 its name: the released file of 541 prompts does, a part of it may not.
 """
