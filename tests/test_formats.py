@@ -154,9 +154,11 @@ def test_a_bad_row_of_gpqa_is_named(rows, reason, tmp_path):
 
 def test_a_ragged_or_empty_csv_is_named(tmp_path):
   path = table(tmp_path / "a.csv", GPQA)
-  path.write_text(path.read_text() + "only one cell\n")
-  with pytest.raises(ValueError, match=r"a\.csv:2: the row has more or fewer cells than the header's 6"):
-    formats.read(path, "{question}")
+  whole = path.read_text()
+  for cells in ("only one cell", "1,2,3,4,5,6,7"):
+    path.write_text(f"{whole}{cells}\n")
+    with pytest.raises(ValueError, match=r"a\.csv:2: the row has more or fewer cells than the header's 6"):
+      formats.read(path, "{question}")
   path.write_text("Question\n")
   with pytest.raises(ValueError, match="the file has no rows"):
     formats.read(path, "{question}")
