@@ -5,6 +5,7 @@ import json
 import pytest
 
 from r1jax.evals import formats, ifeval
+from r1jax.rewards import sending
 
 IF = dict(key=1, prompt="Write.", instruction_id_list=["punctuation:no_comma", "length_constraints:number_words"],
           kwargs=[{}, dict(num_words=3, relation="at least", keyword=None)])
@@ -22,7 +23,8 @@ def verdict(found, text, i=0):
 def test_ifeval_counts_all_instructions_and_their_share(tmp_path):
   found = formats.read(write(tmp_path / "a.jsonl", IF), "{question}")
   problem, scoring = found.problems[0], found.scoring
-  assert problem.prompt == "Write."
+  assert problem.prompt == "Write." and found.hangs
+  assert sending.dump(scoring["rewards"] | dict(lenient=scoring["lenient"]))      # for the workers
   both, one = "<think>a, b</think>three words here", "<answer>two, words</answer>"
   assert verdict(found, both) == "correct" and verdict(found, one) == "wrong"
   assert verdict(found, "<think>x</think>") == "no_answer"
