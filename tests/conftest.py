@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,15 @@ compiled.keep()
 cpu.keep_memory()
 
 DATA = ROOT.parent / "shared" / "data"
+MEMORY = 4 * 2**30      # bytes of this process from which on compiled programs of past test files are given up
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_that_no_test_needs_any_more():
+  yield
+  if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > MEMORY:
+    import jax
+    jax.clear_caches()
 
 
 @pytest.fixture
