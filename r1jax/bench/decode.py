@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from r1jax import sampler, slots
+from r1jax import costs, sampler, slots
 from r1jax.bench import roofline
 from r1jax.bench.timing import best
 from r1jax.models import param, transformer
@@ -72,11 +72,8 @@ def _ours(params, model: ModelConfig, token_NP, answer: int, repeats: int) -> di
 
 def _limit(model: ModelConfig, rows: int, prompt: int, answer: int) -> tuple[float, str]:
   """Seconds of `answer` tokens a row if all ran at the speed of a large matmul, or of a large copy, and which."""
-  device, weights = roofline.of(jax.devices()[0]), param.count(transformer.params(model))
-  seen = prompt + answer / 2                     # tokens that each new one attends to
-  flops = rows * answer * (2 * weights + 4 * model.layers * model.heads * model.head_dim * seen)
-  moved = 4 * answer * (weights + rows * model.layers * 2 * model.kv_heads * model.head_dim * seen)
-  return device.seconds(flops, moved, "float32")
+  work = costs.decode(model, [prompt] * rows, [answer] * rows)
+  return roofline.of(jax.devices()[0]).seconds(work.flops, work.bytes, model.dtype)
 
 
 def mixed(params, model: ModelConfig, rows: int, prompt: int, longest: int, repeats: int) -> dict[str, float]:

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from r1jax import credit, optimizer, rollout, sampler, train
+from r1jax import costs, credit, optimizer, rollout, sampler, train
 from r1jax.bench.peers import child
-from r1jax.bench.timing import OtherWork, best
+from r1jax.bench.timing import OtherWork, matmul_speed
 from r1jax.grpo import LossConfig
 from r1jax.models import param, transformer
 from r1jax.models.transformer import ModelConfig
@@ -144,8 +144,14 @@ def summary(s: Shape, medians, first: float) -> dict:
               model=f"{model.layers} x {model.dim}, ffn {model.ffn}, vocab {model.vocab}",
               **{f"seconds/{name}": float(t) for name, t in zip(PHASES, medians, strict=True)},
               **{"seconds/start_to_first_step": first}, tokens_per_s=tokens / step,
-              flops_per_s=step_flops(model, s.prompts, s.group, s.prompt, s.answer) / step,
+              flops_per_s=step_flops(s) / step,
               matmul_flops_per_s=matmul_speed(), peak_memory_bytes=peak_memory)
+
+
+def step_flops(s: Shape) -> float:
+  """Of a step: rollout, reference, policy forward and backward; prompts once each."""
+  work = costs.grpo_step(s.model, [s.prompt] * s.prompts, [s.answer] * (s.prompts * s.group))
+  return sum(phase.flops for phase in work.values())
 
 
 def against(bracket, seen: list[dict], end: dict, memory: int) -> dict:
@@ -156,27 +162,6 @@ def against(bracket, seen: list[dict], end: dict, memory: int) -> dict:
               ratio=float(np.median(theirs / bracket)),
               ratio_low=float((theirs / bracket).min()), ratio_high=float((theirs / bracket).max()),
               peak_memory_bytes=end["peak_memory_bytes"], memory_ratio=end["peak_memory_bytes"] / memory)
-
-
-def step_flops(model: ModelConfig, B: int, G: int, P: int, A: int) -> float:
-  """Multiply-adds x 2 of a step: rollout, reference, policy forward and backward (3 forwards); prompts once each."""
-  weights = param.count(transformer.params(model)["layers"])
-  head = 2 * model.dim * model.vocab
-
-  def forward(sequences, start, stop):   # attention: scores and values, each token on what came before
-    seen = sum(range(start + 1, stop + 1))
-    return sequences * (2 * weights * (stop - start) + 4 * model.layers * model.heads * model.head_dim * seen)
-
-  N = B * G
-  sampling = forward(B, 0, P) + forward(N, P, P + A) + N * A * head
-  return sampling + 4 * (forward(B, 0, P) + forward(N, P, P + A) + N * A * head)
-
-
-def matmul_speed(size: int = 1536, repeats: int = 5) -> float:
-  """FLOP/s of a large f32 matmul: what this machine can do at best."""
-  x = jnp.ones((size, size))
-  multiply = jax.jit(lambda a, b: a @ b)
-  return 2 * size**3 / best(lambda: multiply(x, x), repeats)
 
 
 def table(result: dict) -> Table:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 
 
 def best(run: Callable, repeats: int) -> float:
@@ -19,6 +20,13 @@ def best(run: Callable, repeats: int) -> float:
     jax.block_until_ready(run())
     times.append(time.perf_counter() - began)
   return min(times)
+
+
+def matmul_speed(size: int = 1536, repeats: int = 5, dtype: str = "float32") -> float:
+  """FLOP/s of a large matmul: what this machine can do at best."""
+  x = jnp.ones((size, size), dtype)
+  multiply = jax.jit(lambda a, b: a @ b)
+  return 2 * size**3 / best(lambda: multiply(x, x), repeats)
 
 
 class OtherWork:
