@@ -15,6 +15,7 @@ import ml_collections
 
 from r1jax import hf, tasks
 from r1jax.evals.evaluate import EvalConfig
+from r1jax.ledger import LedgerConfig
 from r1jax.models.transformer import ModelConfig
 from r1jax.sharding import MeshConfig
 from r1jax.stages.distill import DistillConfig
@@ -59,6 +60,7 @@ class RunConfig:
   reasoning_rl: RLConfig | None = None
   eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
   rewards: RewardsConfig = dataclasses.field(default_factory=RewardsConfig)
+  ledger: LedgerConfig = dataclasses.field(default_factory=LedgerConfig)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
   def __post_init__(self):

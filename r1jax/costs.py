@@ -12,6 +12,7 @@ prompt-major. Checked against XLA's own count in tests/test_costs.py.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -42,6 +43,7 @@ def active(cfg: ModelConfig) -> int:
   return layer_values(cfg) + _at_work(transformer.params(cfg)["final_norm"], cfg) + cfg.dim * cfg.vocab
 
 
+@functools.cache
 def layer_values(cfg: ModelConfig) -> int:
   """Values of the layers at work on one token."""
   tree = transformer.params(cfg)
@@ -105,7 +107,7 @@ def decode(cfg: ModelConfig, prompt_B, answer_N, cache: str = "") -> Work:
   """
   prompt_N, answer_N = _each(prompt_B, answer_N)
   longest_B = answer_N.reshape(len(prompt_B), -1).max(1)
-  rows_S = (answer_N[None] > np.arange(answer_N.max())[:, None]).sum(1)
+  rows_S = len(answer_N) - np.searchsorted(np.sort(answer_N), np.arange(answer_N.max()), side="right")
   looked = seen(0, answer_N).sum() + np.sum(np.asarray(prompt_B, np.float64) * longest_B)
   return Work(layer_flops(cfg, prompt_N, prompt_N + answer_N, absorbed=True) + head_flops(cfg, answer_N.sum()),
               float(weight_bytes(cfg, rows_S).sum() + looked * cache_bytes(cfg, cache)))
@@ -158,15 +160,21 @@ def _each(prompt_B, answer_N) -> tuple[np.ndarray, np.ndarray]:
 def weight_bytes(cfg: ModelConfig, tokens):
   """Bytes of weights that a pass of so many tokens reads: of experts those expected to be chosen, if all are alike."""
   tokens = np.asarray(tokens, np.float64)
+  chosen = 1 - (1 - cfg.moe.top_k / cfg.moe.experts) ** tokens if cfg.moe else 1.0
+  plain, routed = _read(cfg)
+  return plain * (tokens > 0) + routed * chosen
+
+
+@functools.cache
+def _read(cfg: ModelConfig) -> tuple[int, int]:
+  """Bytes of the weights that all tokens read, and of all routed experts."""
   tree = transformer.params(cfg)
   tree.pop("mtp", None)
   if "head" in tree:             # of an embedding only the tokens' rows are read
     tree.pop("embed")
-  chosen = 1 - (1 - cfg.moe.top_k / cfg.moe.experts) ** tokens if cfg.moe else 1.0
   leaves = jax.tree.leaves(tree, is_leaf=param.is_param)
-  plain, routed = (sum(tree_bytes(param.abstract(p, cfg.dtype)) for p in leaves if _routed(p) == kind)
-                   for kind in (False, True))
-  return plain * (tokens > 0) + routed * chosen
+  of = lambda kind: sum(tree_bytes(param.abstract(p, cfg.dtype)) for p in leaves if _routed(p) == kind)
+  return of(False), of(True)
 
 
 def tree_bytes(tree) -> int:
@@ -186,6 +194,7 @@ def state_bytes(cfg: ModelConfig, optimizer: OptimizerConfig | None = None, refe
   return out
 
 
+@functools.cache
 def cache_bytes(cfg: ModelConfig, cache: str = "", drafter: bool = False) -> int:
   """Bytes of one token's keys and values (MLA: its latent and rotary key) in all layers, scales of narrow types too.
 

@@ -1,13 +1,16 @@
 """Runs an experiment's stages in order in one folder, hands the policy over, evaluates its ends, writes the report.
 
 The folder: config.json (the resolved config), tokenizer.json, a folder per stage (checkpoints, metrics.jsonl, samples,
-tensorboard), result.json, report.html. Run again on the same folder, it goes on where it was.
+tensorboard), result.json, ledger.json, report.html. Run again on the same folder, it goes on where it was.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import json
+import operator
 import os
 import time
 from pathlib import Path
@@ -16,7 +19,7 @@ import jax
 import ml_collections
 from rich.console import Console
 
-from r1jax import checkpoint, hf, metrics, report, sharding, tasks, tokenizer
+from r1jax import checkpoint, hf, ledger, metrics, report, sharding, tasks, tokenizer
 from r1jax import config as configs
 from r1jax.checkpoint import Checkpoints
 from r1jax.config import RunConfig
@@ -48,15 +51,20 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | 
     tree = transformer.params(model)
     console.print(f"{cfg.name}: {param.count(tree):,} parameters on {mesh.size} {jax.default_backend()} device(s)")
     params = first_params(cfg, model, mesh)
+    rates = ledger.rates(cfg.ledger, model, mesh.size, workdir / "ledger.json")
+    _ledger(workdir, cfg, rates, started=True)
     result = {}
     for stage in cfg.stages:
       if stage == base_of(cfg):
-        result |= _ends("base", params, cfg, task, model, workdir, console, pool)
+        result |= _ends("base", params, cfg, task, model, workdir, console, pool, rates)
       params = STAGES[stage].run(getattr(cfg, stage), task, workdir / stage, params, model=model, seed=cfg.seed,
-                                 stop=stop, console=console, files=cfg.data, pool=pool)
-    result |= _ends("final", params, cfg, task, model, workdir, console, pool)
+                                 stop=stop, console=console, files=cfg.data, pool=pool,
+                                 **(dict(rates=rates) if stage in ledger.STAGES else {}))
+    result |= _ends("final", params, cfg, task, model, workdir, console, pool, rates)
   result |= _seconds(workdir, cfg, result)
   _write_json(workdir / "result.json", result)
+  for error in _ledger(workdir, cfg, rates)["errors"]:
+    console.print(f"ledger: {error}", soft_wrap=True)
   page = report.write(workdir)
   metrics.print_rows(console, report.summary(workdir))
   console.print(f"report: {page}", soft_wrap=True)
@@ -176,7 +184,7 @@ def _claim(workdir: Path, config) -> None:
 
 
 def _ends(which: str, params, cfg: RunConfig, task: Task, model, workdir: Path, console,
-          pool=None) -> dict[str, float]:
+          pool=None, rates: ledger.Rates | None = None) -> dict[str, float]:
   """Evaluates the base or the final policy, once: the numbers are kept in eval/<which>.json."""
   path = workdir / "eval" / f"{which}.json"
   if path.exists():
@@ -184,7 +192,8 @@ def _ends(which: str, params, cfg: RunConfig, task: Task, model, workdir: Path, 
   console.print(f"evaluating the {which} policy")
   began = time.monotonic()
   sampling = sampling_of(cfg)
-  common = dict(model=model, prompts_at_once=cfg.eval.prompts_at_once, pool=pool)
+  drawn = []
+  common = dict(model=model, prompts_at_once=cfg.eval.prompts_at_once, pool=pool, drawn_into=drawn)
   out = evaluate.greedy(params, task, sampling=sampling, problems=cfg.eval.problems, **common)
   path.parent.mkdir(exist_ok=True)
   if cfg.eval.samples:
@@ -193,8 +202,27 @@ def _ends(which: str, params, cfg: RunConfig, task: Task, model, workdir: Path, 
       cfg=evaluate.drawn(sampling, cfg.eval.temperature, cfg.eval.top_p), **common)
     out |= sampled
     metrics.write_table(path.with_suffix(".parquet"), table)
-  out = {f"{which}/{k}": v for k, v in out.items()} | {f"seconds/eval_{which}": time.monotonic() - began}
+  seconds = time.monotonic() - began
+  if rates:
+    parts = [ledger.sampled(model, [part]) for part in drawn]         # greedy ones, and groups
+    spent = dataclasses.replace(functools.reduce(operator.add, parts), seconds=seconds)
+    ledger.write(path.with_suffix(".ledger.json"), ledger.row(rates, eval=spent))
+  out = {f"{which}/{k}": v for k, v in out.items()} | {f"seconds/eval_{which}": seconds}
   _write_json(path, out)
+  return out
+
+
+def _ledger(workdir: Path, cfg: RunConfig, rates: ledger.Rates, started: bool = False) -> dict:
+  """Writes ledger.json from what the run's rows say; when it has only started, by what rates it will be."""
+  path = workdir / "ledger.json"
+  if started:
+    if not path.exists():
+      ledger.write(path, dataclasses.asdict(rates))
+    return {}
+  rows = {stage: metrics.read(workdir / stage / "metrics.jsonl") for stage in cfg.stages if stage in ledger.STAGES}
+  rows["base and final"] = [json.loads(p.read_text()) for p in sorted((workdir / "eval").glob("*.ledger.json"))]
+  out = ledger.totals(rates, rows)
+  ledger.write(path, out)
   return out
 
 

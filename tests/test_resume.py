@@ -23,7 +23,7 @@ RUN = [sys.executable, "-m", "r1jax.cli.main", "run", "--config", str(ROOT / "ex
        "--config.reasoning_rl.questions_per_rollout=8", "--config.reasoning_rl.minibatches=2",
        "--config.reasoning_rl.reference_refresh=8", "--config.reasoning_rl.eval_every=7", "--config.eval.problems=16",
        "--config.reasoning_rl.checkpoint.every=3", "--config.pretrain.checkpoint.every=9", "--quiet"]
-TIMES = ("seconds", "tokens_per_s")      # all else must be the same
+TIMES = ("seconds", "tokens_per_s", "sampler/", "ledger/")      # all else must be the same
 
 
 def start(workdir: Path) -> subprocess.Popen:

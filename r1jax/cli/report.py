@@ -22,7 +22,13 @@ def main(argv: list[str]) -> int:
   page = report.write(args.workdir)
   console = Console()
   print_rows(console, report.summary(args.workdir))
-  for stage in report.read(args.workdir).stages:
+  run = report.read(args.workdir)
+  table, said = report.bill_of(run)
+  if table:
+    print_rows(console, table)
+  for line in said:
+    console.print(line, soft_wrap=True)
+  for stage in run.stages:
     for line in report.look_at(stage.rows):
       console.print(f"{stage.name}: {line}")
   console.print(f"report: {page}", soft_wrap=True)

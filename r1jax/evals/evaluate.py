@@ -36,14 +36,17 @@ class EvalConfig:
 
 
 def evaluate(params, task: Task, problems: Sequence[Problem], samples: int, *, model: ModelConfig, cfg: SampleConfig,
-             seed: int = 0, prompts_at_once: int = 128, pool=None):
+             seed: int = 0, prompts_at_once: int = 128, pool=None, drawn_into: list | None = None):
   """`samples` answers to each problem -> (summary, table of all answers).
 
   Summary: pass@1 (the mean), pass@k for k = 1, 2, 4 .. samples, cons@samples, lenient (mean accuracy by the task's
-  lenient matcher), format, length, truncated_share. pool: worker processes for the rewards, or None.
+  lenient matcher), format, length, truncated_share. pool: worker processes for the rewards, or None. drawn_into: a list
+  that is given the Rollouts, for a ledger.
   """
   rollouts = rollout.sample(params, problems, samples, model=model, tokenizer=task.tokenizer, cfg=cfg, seed=seed,
                             step=EVAL_STEP, prompts_at_once=min(prompts_at_once, len(problems)), encode=task.encode)
+  if drawn_into is not None:
+    drawn_into.append(rollouts)
   terms = {name: (1.0, reward) for name, reward in task.rewards.items()}
   reward_N, parts = rollout.score(rollouts, terms, pool=pool)
   correct_BG = np.asarray([p["accuracy"].value == 1 for p in parts]).reshape(len(problems), samples)
@@ -69,9 +72,9 @@ def drawn(cfg: SampleConfig, temperature: float, top_p: float = 1.0) -> SampleCo
 
 
 def greedy(params, task: Task, *, model: ModelConfig, sampling: SampleConfig, problems: int = 0,
-           prompts_at_once: int = 128, pool=None):
+           prompts_at_once: int = 128, pool=None, drawn_into: list | None = None):
   """Greedy accuracy on the held-out problems (the first `problems` of them; 0: all), lenient accuracy, length."""
   chosen = task.held_out[:problems or None]
   out, _ = evaluate(params, task, chosen, 1, model=model, cfg=drawn(sampling, 0.0), prompts_at_once=prompts_at_once,
-                    pool=pool)
+                    pool=pool, drawn_into=drawn_into)
   return {"greedy_accuracy": out["pass@1"], "greedy_lenient": out["lenient"], "greedy_length": out["length"]}

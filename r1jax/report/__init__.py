@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from r1jax.report.folder import look_at, read, summary_of
+from r1jax.report.folder import bill_of, look_at, read, summary_of
 from r1jax.report.page import render
 
-__all__ = ["look_at", "read", "summary", "write"]
+__all__ = ["bill_of", "look_at", "read", "summary", "write"]
 
 
 def summary(workdir: Path) -> list[tuple[str, str, str]]:

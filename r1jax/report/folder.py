@@ -14,7 +14,9 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SHARE = re.compile(r"(?!reward).*(accuracy|pass@|cons@|share|strict|lenient|verdict/)")   # shown in percent
+from r1jax.report import bill
+
+SHARE = re.compile(r"(?!reward).*(accuracy|pass@|cons@|share|strict|lenient|verdict/|ledger/mfu)")   # shown in percent
 
 
 class Stage(NamedTuple):
@@ -29,6 +31,7 @@ class Run(NamedTuple):
   result: dict[str, Any] | None         # None: the run has not ended
   stages: list[Stage]
   notes: list[str]                      # what could not be read
+  ledger: dict[str, Any] | None = None  # ledger.json
 
 
 def number(value) -> float | None:
@@ -85,7 +88,8 @@ def read(workdir: Path) -> Run:
              if (match := re.fullmatch(r"step_(\d+)\.parquet", path.name))]
     stages.append(Stage(name, read_rows(workdir / name / "metrics.jsonl", notes), sorted(found)))
   title = str(config.get("name") or ", then ".join(stage.name for stage in stages) or workdir.name)
-  return Run(title, config, read_json(workdir / "result.json", notes), stages, notes)
+  return Run(title, config, read_json(workdir / "result.json", notes), stages, notes,
+             read_json(workdir / "ledger.json", notes))
 
 
 def show(key: str, value) -> str:
@@ -118,6 +122,15 @@ def summary_of(run: Run) -> list[tuple[str, str, str]]:
                   if f"{side}/{name}" in run.result else "" for side in ("base", "final"))))
   return table + [(key.replace("seconds/", "time, "), "", show(key, run.result[key])) for key in run.result
                   if key.partition("/")[0] not in ("base", "final")]
+
+
+def bill_of(run: Run) -> tuple[list[tuple[str, ...]], list[str]]:
+  """The table of what the run cost and what is to be said of it; ([], []) where there is none, or none to be read."""
+  try:
+    table = bill.table(run.ledger)
+    return table, bill.notes(run.ledger) if table else []
+  except (AttributeError, KeyError, TypeError, ValueError):
+    return [], ["ledger.json could not be read"]
 
 
 def ends_of(rows: list[dict], key: str) -> tuple[float, float, float]:

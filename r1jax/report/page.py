@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from r1jax.report.folder import SHARE, Run, Stage, look_at, number, show, summary_of
+from r1jax.report.folder import SHARE, Run, Stage, bill_of, look_at, number, show, summary_of
 
 POINTS = 500          # a curve on the page has no more points than this
 SAMPLED_STEPS = 5     # steps whose answers are shown, first and last among them
@@ -52,6 +52,10 @@ CHARTS = (   # title, metrics, what is drawn; what no line names is drawn after 
   ("Throughput", ("tokens_per_s", "sampler/decode_tokens_per_s"), "tokens a second, of all and of sampling alone"),
   ("The sampler's rows", ("sampler/occupancy", "sampler/tail_share", "sampler/acceptance", "stale_token_share"),
    "shares: at work, of time with fewer than half at work, of guesses that were right, of tokens drawn before"),
+  ("Model FLOPs utilisation", ("ledger/mfu",), "share of what the devices could do"),
+  ("Device time", ("ledger/device_seconds", "ledger/device_seconds/*"), "seconds since the row before, by phase"),
+  ("FLOPs", ("ledger/flops", "ledger/flops/*"), "since the row before, by phase"),
+  ("Tokens", ("ledger/tokens_*",), "since the row before"),
 )
 LOGARITHMIC = ("Sampler against trainer", "Gradient norm", "KL to the reference")   # if values span decades
 
@@ -212,6 +216,9 @@ def render(run: Run) -> str:
   body = headlines(figures, run.stages) + "".join(
     f'<h2>Curves of {esc(stage.name)}</h2>{figures.all(i, stage.rows)}'
     for i, stage in enumerate(run.stages) if stage.rows)
+  bill, said = bill_of(run)
+  if bill:
+    body += f"<h2>What it cost</h2>{table_html(bill)}" + "".join(f'<p class="note">{esc(line)}</p>' for line in said)
   samples = [(stage.name, samples_html(stage, notes)) for stage in run.stages if stage.samples]
   body += "".join(f"<h2>Answers in {esc(name)}</h2>{shown}" for name, shown in samples if shown)
   if not any(shown for _, shown in samples):

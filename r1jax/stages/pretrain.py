@@ -13,7 +13,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import data, loop, losses, optimizer, train
+from r1jax import data, ledger, loop, losses, optimizer, train
+from r1jax.ledger import Rates
 from r1jax.loop import SaveConfig
 from r1jax.losses import Mean
 from r1jax.models import moe, mtp, transformer
@@ -101,7 +102,7 @@ def first_state(cfg: PretrainConfig, params, model: ModelConfig, steps: int = 1)
 
 
 def run(cfg: PretrainConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None,
-        console=None, files=None, pool=None):
+        console=None, files=None, pool=None, rates: Rates | None = None):
   """Trains `params` (fresh ones) and returns the base policy's."""
   if task.demonstration is None:
     raise ValueError(f"task {task.name} has no demonstrations to pre-train on: leave pretrain out of the stages")
@@ -110,18 +111,22 @@ def run(cfg: PretrainConfig, task: Task, folder: Path, params, *, model: ModelCo
   rate = optimizer.schedule(cfg.optimizer, cfg.steps)
   step_fn = train.compiled_step(lambda params, batch: loss(params, batch, model=model, cfg=cfg), tx, cfg.micro_batches,
                                 bias_speed=cfg.bias_speed if model.moe else 0.0)
-  clock = [time.monotonic(), 0]
+  clock = [time.monotonic(), [], []]
 
   def advance(state, unit):
     batch = batch_of(task, data.positions(unit, cfg.batch, None, seed))
     state, metrics = step_fn(state, batch)
-    clock[1] += int(batch.prompt_length_B.sum() + batch.mask_NA.sum())
+    clock[1] += batch.prompt_length_B.tolist()
+    clock[2] += batch.mask_NA.sum(1).astype(int).tolist()
     if unit % cfg.log_every and unit + 1 < cfg.steps:
       return state, [], None
     row = {name: float(m.value()) for name, m in metrics.items()} | dict(lr=float(rate(unit)))
     now = time.monotonic()
-    row["tokens_per_s"] = clock[1] / (now - clock[0])
-    clock[:] = now, 0
+    row["tokens_per_s"] = (sum(clock[1]) + sum(clock[2])) / (now - clock[0])
+    if rates:
+      spent = ledger.supervised(model, *clock[1:], now - clock[0], mtp=bool(model.mtp and cfg.mtp_weight))
+      row |= ledger.row(rates, update=spent)
+    clock[:] = now, [], []
     return state, [(unit, row)], None
 
   state = loop.run("pretrain", folder, first_state(cfg, params, model, cfg.steps), advance, units=cfg.steps,

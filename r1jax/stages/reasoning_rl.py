@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import collect, credit, critic, data, grpo, loop, offload, optimizer, partial, rollout, slots, train
+from r1jax import collect, credit, critic, data, grpo, ledger, loop, offload, optimizer, partial, rollout, slots, train
 from r1jax import update as update_
 from r1jax.critic import CriticConfig
 from r1jax.drawing import SampleConfig
 from r1jax.evals import evaluate
 from r1jax.grpo import LossConfig
+from r1jax.ledger import Rates
 from r1jax.loop import SaveConfig
 from r1jax.models import moe
 from r1jax.models.transformer import ModelConfig
@@ -136,7 +137,7 @@ def replay(batch):
 
 
 def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None, console=None,
-        files=None, pool=None):
+        files=None, pool=None, rates: Rates | None = None):
   """Improves the policy `params` by its own scored answers and returns the new one."""
   unknown = sorted(set(cfg.rewards) - set(task.rewards))
   if unknown:
@@ -167,7 +168,11 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     began = time.monotonic()
     stats, carry, stale = slots.Stats(), state.carry, 0.0
     state = offload.rest(state.replace(carry=None), cfg.offload)      # an update has nothing to do with the carry
-    judge = lambda part: rollout.judge(part, terms, cfg.truncated, pool)
+    drawn = []
+
+    def judge(part):
+      drawn.append(part)
+      return rollout.judge(part, terms, cfg.truncated, pool)
     if cfg.partial:
       problem_at = lambda place: task.problem(data.positions(place, 1, task.size, seed)[0])
       scored, carry, stale = partial.collect(cfg, task, problem_at, state.params, carry, judge, model=model, seed=seed,
@@ -222,6 +227,10 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     row |= {"lr": float(rate(learnt)), "tokens_per_s": sum(map(len, rollouts.answers)) / (ended - began),
             "seconds/rollout": rewarded - began - scored.seconds, "seconds/reward": scored.seconds,
             "seconds/update": ended - rewarded}
+    spent = dict(rollout=ledger.sampled(model, drawn, row["seconds/rollout"]),
+                 reward=ledger.Spent(row["seconds/reward"]),
+                 update=ledger.learnt(cfg, model, rollouts, row["seconds/update"],
+                                      not cfg.critic or unit >= cfg.critic.warmup))
     row |= {f"sampler/{name}": value for name, value in stats.row().items()}
     if cfg.partial:
       row["stale_token_share"] = stale
@@ -230,9 +239,13 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     if cfg.dynamic_sampling:
       row |= {"zero_variance_share": scored.agreed_share, "sampled_rounds": scored.rounds}
     if (cfg.eval_every and (unit + 1) % cfg.eval_every == 0) or unit + 1 == cfg.rollouts:
+      tested = []
       row |= {f"eval/{k}": v for k, v in evaluate.greedy(
-        state.params, task, model=model, sampling=cfg.sampling, pool=pool,
+        state.params, task, model=model, sampling=cfg.sampling, pool=pool, drawn_into=tested,
         prompts_at_once=(cfg.prompts_at_once or cfg.questions_per_rollout) * cfg.group_size).items()}
+      spent |= dict(eval=ledger.sampled(model, tested, time.monotonic() - ended))
+    if rates:
+      row |= ledger.row(rates, **spent)
     table = rollout.table(rollouts, reward_N, parts, adv_N, stage="reasoning_rl", step=first_step)
     return state, [(first_step, row)], (first_step, table)
 

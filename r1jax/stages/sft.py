@@ -11,7 +11,8 @@ import dataclasses
 import time
 from pathlib import Path
 
-from r1jax import data, loop, losses, optimizer, packing, train
+from r1jax import data, ledger, loop, losses, optimizer, packing, train
+from r1jax.ledger import Rates
 from r1jax.loop import SaveConfig
 from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
@@ -85,7 +86,7 @@ def first_state(cfg: SFTConfig, params, model: ModelConfig, steps: int = 1):
 
 
 def run(cfg: SFTConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None, console=None,
-        files=None, pool=None):
+        files=None, pool=None, rates: Rates | None = None):
   """Trains `params` on demonstrations and returns the new ones."""
   sample, size, dropped = demonstrations(cfg, task, files.demonstrations if files else None)
   if dropped and console:
@@ -94,7 +95,7 @@ def run(cfg: SFTConfig, task: Task, folder: Path, params, *, model: ModelConfig,
   step_fn = train.compiled_step(lambda params, packed: loss(params, packed, model=model),
                                 optimizer.make(cfg.optimizer, steps), cfg.micro_batches)
   rate = optimizer.schedule(cfg.optimizer, steps)
-  clock = [time.monotonic(), 0]
+  clock = [time.monotonic(), [], []]
 
   def advance(state, unit):
     prompts, answers = zip(*map(sample, data.positions(unit, cfg.batch, size, seed)), strict=True)
@@ -103,14 +104,17 @@ def run(cfg: SFTConfig, task: Task, folder: Path, params, *, model: ModelConfig,
     want = -(-train.bucket(rows, 1) // cfg.micro_batches) * cfg.micro_batches     # few shapes are compiled
     packed = packing.pad_rows(packed, want)
     state, metrics = step_fn(state, packed)
-    clock[1] += int((packed.segment_NT > 0).sum())
+    clock[1] += map(len, prompts)
+    clock[2] += map(len, answers)
     if unit % cfg.log_every and unit + 1 < steps:
       return state, [], None
     now = time.monotonic()
     row = {name: float(m.value()) for name, m in metrics.items()} | {
-      "lr": float(rate(unit)), "tokens_per_s": clock[1] / (now - clock[0]),
+      "lr": float(rate(unit)), "tokens_per_s": (sum(clock[1]) + sum(clock[2])) / (now - clock[0]),
       "fill": float((packed.segment_NT[:rows] > 0).mean()), "epoch": (unit + 1) * cfg.batch / size if size else 0.0}
-    clock[:] = now, 0
+    if rates:
+      row |= ledger.row(rates, update=ledger.supervised(model, *clock[1:], now - clock[0]))
+    clock[:] = now, [], []
     return state, [(unit, row)], None
 
   return loop.run(folder.name, folder, first_state(cfg, params, model, steps), advance, units=steps,
