@@ -17,15 +17,22 @@ compiled.keep()
 cpu.keep_memory()
 
 DATA = ROOT.parent / "shared" / "data"
-MEMORY = 4 * 2**30      # bytes of this process from which on compiled programs of past test files are given up
+# From so many bytes or memory maps of this process on (the kernel's limit is 65,530), programs compiled for past test
+# files are given up
+MEMORY, MAPS = 4 * 2**30, 20_000
 
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_that_no_test_needs_any_more():
   yield
-  if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > MEMORY:
+  maps = Path("/proc/self/maps")
+  if (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > MEMORY
+      or (maps.exists() and maps.read_bytes().count(b"\n") > MAPS)):
+    import gc
+
     import jax
     jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
