@@ -216,8 +216,13 @@ def advance(params, state: SampleState, steps, *, model: ModelConfig, cfg: Sampl
   return jax.lax.while_loop(more, functools.partial(step, params, model, cfg, end_id, turned), state)
 
 
-def served(model: ModelConfig) -> ModelConfig:
-  """The model as it samples: with no room that tokens of other answers could take away (moe.DISPATCH)."""
+def served(model: ModelConfig, cfg: SampleConfig) -> ModelConfig:
+  """The model as it samples: with no room that tokens of other answers could take away (moe.DISPATCH).
+
+  ValueError for a drafter that it lacks.
+  """
+  if cfg.draft == "mtp" and not model.mtp:
+    raise ValueError(f"sampling.draft=mtp needs model.mtp=1, here {model.mtp}")
   if model.moe and model.moe.dispatch == "capacity":
     return dataclasses.replace(model, moe=dataclasses.replace(model.moe, dispatch="dropless"))
   return model
@@ -228,9 +233,7 @@ def start(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: Sample
   """G = len(key_N) / B answers to each prompt begin together. columns: 0 for as many as whole answers may need."""
   if key_N.shape[0] % prompt_BP.shape[0]:
     raise ValueError(f"{key_N.shape[0]} keys are not a multiple of {prompt_BP.shape[0]} prompts")
-  if cfg.draft == "mtp" and not model.mtp:
-    raise ValueError(f"sampling.draft=mtp needs model.mtp=1, here {model.mtp}")
-  model = served(model)
+  model = served(model, cfg)
   static = dict(model=model, cfg=cfg, end_id=end_id)
   prompts = prefill(params, prompt_BP, jnp.asarray(length_B, jnp.int32), model=model, cfg=cfg)
   columns = columns or room.most(cfg)
@@ -245,7 +248,7 @@ def sample(params, prompt_BP, length_B, key_N, *, model: ModelConfig, cfg: Sampl
   prompt_BP: int32, right-padded; length_B: its valid tokens, at least 1 each. end_id: the token that ends an answer,
   or a tuple of several; the first one pads. The own caches grow as the answers do.
   """
-  model = served(model)
+  model = served(model, cfg)
   static = dict(model=model, cfg=cfg, end_id=end_id)
   most = room.most(cfg)
   columns = room.bucket(1, most)

@@ -53,7 +53,7 @@ def run(params, jobs: Sequence[Job], *, model: ModelConfig, cfg: SampleConfig, e
   stats = Stats() if stats is None else stats
   if not jobs:
     return
-  model = sampler.served(model)
+  model = sampler.served(model, cfg)
   static = dict(model=model, cfg=cfg, end_id=end_id)
   queue = Queue(jobs, lanes, width, stop)
   looks = bool(cfg.slots or stop or enough)          # else nothing happens before all have ended

@@ -118,6 +118,14 @@ def test_a_stop_text_ends_an_answer_where_it_is_complete(how):
   assert all(len(x) == len(a) for x, a in zip(out.logps, out.answers, strict=True))
 
 
+def test_a_streamed_answer_ends_at_the_stop_text_too():
+  from r1jax.cli.sample import stream
+  free = "".join(stream(weights(MODEL), MODEL, TOK, list(b"abab"), SampleConfig(20), 0, 0))
+  stop = free[:2]
+  text = "".join(stream(weights(MODEL), MODEL, TOK, list(b"abab"), SampleConfig(20, stop=(stop,)), 0, 0))
+  assert text == stop and stop.isascii() and len(text) < len(free)
+
+
 def test_budgets_cut_each_answer_at_its_own_length():
   budget_N = np.arange(15) + 1
   out = ask(SampleConfig(20), tok=TOK, budget_N=budget_N)
@@ -192,6 +200,11 @@ def test_config_errors_name_the_numbers(wrong, named):
   with pytest.raises(ValueError) as error:
     SampleConfig(4, **wrong)
   assert named in str(error.value)
+
+
+def test_a_drafter_that_the_model_lacks_is_refused():
+  with pytest.raises(ValueError, match=r"draft=mtp needs model.mtp=1, here 0"):
+    ask(SampleConfig(4, slots=2, draft="mtp"), dataclasses.replace(MODEL, mtp=0))
 
 
 def test_an_empty_prompt_is_refused():

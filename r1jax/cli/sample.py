@@ -71,16 +71,19 @@ def stream(params, model, tokenizer, prompt: list[int], cfg, seed: int, sample: 
   most = room.most(cfg)
   columns = room.bucket(1, most)
   state = sampler.start(params, prompt_BP, jnp.asarray([len(prompt)], jnp.int32), keys, columns=columns, **static)
-  text, given, stop = tokenizer.stream(), 0, stop_at(tokenizer, cfg.stop)
+  text, given, stops = tokenizer.stream(), 0, stop_at(tokenizer, cfg.stop)
+  complete, stopped = stops() if stops else lambda token: False, False
   while True:
     said = room.answers(state, length=columns + 1, end_id=tokenizer.end_ids)
     tokens = said.token_NA[0, :int(said.length_N[0])].tolist()
-    keep = stop(tokens) if stop else None
-    for token in tokens[given:keep]:
+    for token in tokens[given:]:
       if token not in tokenizer.end_ids:
         yield text.push(token)
+      stopped = complete(token)
+      if stopped:
+        break
     given = len(tokens)
-    if keep is not None or state.done_N[0]:
+    if stopped or state.done_N[0]:
       break
     if int(state.column) + cfg.span > columns:
       columns = room.bucket(columns + 1, most)
