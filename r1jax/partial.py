@@ -75,21 +75,22 @@ def collect(cfg, task, problem_at, params, carry: Carry, judge, *, model, seed: 
   answers = dict(enumerate(said(carry))) if unit else {}
   old = [(int(p), int(u)) for p, u in zip(places, units, strict=True)] if unit else []
   groups = old + [(place, unit) for place in new_places(cfg, unit)]
-  problems = [problem_at(place) for place, _ in groups]
 
-  jobs, of_job = [], []
+  jobs, of_job, problems, prompts = [], [], {}, {}
   for asked_in in sorted({u for _, u in groups}):
-    asked = list(new_places(cfg, asked_in))         # all of that rollout: a question in it twice has its own numbers
-    made = rollout.jobs_of([problem_at(place) for place in asked], G, tokenizer=task.tokenizer, cfg=cfg.sampling,
+    asked = new_places(cfg, asked_in)         # all of that rollout: a question in it twice has its own random numbers
+    questions = [problem_at(place) for place in asked]
+    made = rollout.jobs_of(questions, G, tokenizer=task.tokenizer, cfg=cfg.sampling,
                            seed=seed, step=asked_in, encode=task.encode)
     for b in (b for b, (_, u) in enumerate(groups) if u == asked_in):
+      q = asked.index(groups[b][0])
+      problems[b], prompts[b] = questions[q], made[q * G].prompt
       for g in range(G):
-        job, before = made[asked.index(groups[b][0]) * G + g], answers.get(b * G + g)
+        job, before = made[q * G + g], answers.get(b * G + g)
         if before is None or not before.finished:
           jobs.append(Job(job.prompt, job.key, job.budget, before if before and before.tokens else None))
           of_job.append(b * G + g)
   earlier = {n: len(s.tokens) for n, s in answers.items()}
-  prompts = rollout.encoded(problems, task.tokenizer, task.encode)
   whole = lambda: [b for b in range(len(groups))
                    if all(b * G + g in answers and answers[b * G + g].finished for g in range(G))]
   lanes = cfg.sampling.slots // cfg.sampling.width
