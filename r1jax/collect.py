@@ -11,6 +11,7 @@ import time
 import numpy as np
 
 from r1jax import grpo, rollout
+from r1jax.problem import NOT_ASKED
 from r1jax.rewards.length import soft_overlong
 
 
@@ -78,17 +79,21 @@ def overlong(cfg, rollouts) -> np.ndarray:
 
 
 def summary(rollouts, reward_N, parts, same_N) -> dict[str, float]:
-  """What the rollout looked like, as means over its answers. Verdicts are shares of all answers."""
+  """What the rollout looked like, as means over its answers; of a reward, over those that it was asked about."""
   length_N = np.asarray([len(a) for a in rollouts.answers], np.float32)
   out = {"reward": reward_N.mean(), "length": length_N.mean(), "truncated_share": rollouts.truncated_N.mean(),
          "zero_variance_share": same_N.mean()}
   for name in parts[0]:
-    out[f"reward/{name}"] = np.mean([p[name].value for p in parts])
+    values = [p[name].value for p in parts if p[name].verdict != NOT_ASKED]
+    if values:
+      out[f"reward/{name}"] = np.mean(values)
   if "accuracy" in parts[0]:
     verdicts = np.asarray([p["accuracy"].verdict for p in parts])
-    out["accuracy"] = (verdicts == "correct").mean()
-    out |= {f"verdict/{v}": (verdicts == v).mean() for v in np.unique(verdicts)}
-    for name, rows in (("correct", verdicts == "correct"), ("wrong", verdicts != "correct")):
+    asked = verdicts != NOT_ASKED
+    out |= {f"verdict/{v}": (verdicts[asked] == v).mean() for v in np.unique(verdicts[asked])}
+    if asked.any():
+      out["accuracy"] = (verdicts[asked] == "correct").mean()
+    for name, rows in (("correct", verdicts == "correct"), ("wrong", asked & (verdicts != "correct"))):
       if rows.any():
         out[f"length/{name}"] = length_N[rows].mean()
   return {k: float(v) for k, v in out.items()}

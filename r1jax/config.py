@@ -9,6 +9,8 @@ import dataclasses
 import difflib
 import types
 import typing
+import zlib
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -18,15 +20,21 @@ from r1jax.evals.evaluate import EvalConfig
 from r1jax.ledger import LedgerConfig
 from r1jax.models.transformer import ModelConfig
 from r1jax.sharding import MeshConfig
+from r1jax.stages.all_scenarios_rl import AllScenariosConfig
 from r1jax.stages.distill import DistillConfig
 from r1jax.stages.preferences import DPOConfig
 from r1jax.stages.pretrain import PretrainConfig
 from r1jax.stages.reasoning_rl import RLConfig
+from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.reward_model import RewardModelConfig
 from r1jax.stages.sft import SFTConfig
 from r1jax.tasks import DataConfig
 
-STAGES = ("pretrain", "sft", "dpo", "reward_model", "distill", "reasoning_rl")
+STAGES = dict(pretrain=PretrainConfig, sft=SFTConfig, dpo=DPOConfig, reward_model=RewardModelConfig,
+              distill=DistillConfig, rejection=RejectionConfig, reasoning_rl=RLConfig,
+              all_scenarios_rl=AllScenariosConfig)
+NO_POLICY = ("reward_model", "rejection")      # leave something else than a policy
+LEARN_FROM_DATA = ("sft", "distill")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,39 +51,43 @@ class RewardsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Section:
+  """One stage of a run. In the experiment these keys stand beside the stage's own."""
+  name: str
+  stage: str                     # which of stages/ it is; None in the experiment: that of its name
+  cfg: Any                       # that stage's config
+  start: str                     # the stage whose policy it starts from; "": the run's start. Default: the one before
+  data: str                      # the stage whose data.jsonl it learns from; "": data.demonstrations, or the task's own
+  model: ModelConfig | None      # None: the run's. Of a stage that starts from another, its model
+  seed: int
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
-  """A whole run. `stages` says what runs, in order; a stage that is not named needs no section."""
+  """A whole run. `stages` says what runs, in order; each is a section of its name, with its stage's config."""
   name: str
   stages: tuple[str, ...]
+  sections: dict[str, Section]
   task: Any                      # the Config of the task's module
   model: ModelConfig             # vocab is the tokenizer's: it is filled in when the task is made
   start: str | None = None       # a Hugging Face directory to start from: its weights, its sizes, its tokenizer
+  only: str = ""                 # the one stage to run now, from what the others left in the folder
   seed: int = 0
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
-  pretrain: PretrainConfig | None = None
-  sft: SFTConfig | None = None
-  dpo: DPOConfig | None = None
-  reward_model: RewardModelConfig | None = None
-  distill: DistillConfig | None = None
-  reasoning_rl: RLConfig | None = None
   eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
   rewards: RewardsConfig = dataclasses.field(default_factory=RewardsConfig)
   ledger: LedgerConfig = dataclasses.field(default_factory=LedgerConfig)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
   def __post_init__(self):
-    if not self.stages:
-      raise ValueError("stages is empty")
-    if twice := [stage for stage in STAGES if self.stages.count(stage) > 1]:
-      raise ValueError(f"stages: {twice[0]} is named twice; a folder holds one run of a stage: start another from it"
-                       " (r1jax export, start=DIR)")
-    for stage in self.stages:
-      if stage not in STAGES:
-        raise ValueError(f"stages: {stage!r} is none of {STAGES}")
-      if getattr(self, stage) is None:
-        raise ValueError(f"stages names {stage}, but the config has no section {stage}")
     if not 0 <= self.seed < 2**31:
       raise ValueError(f"seed={self.seed} must be within 0 and 2^31 - 1")
+    if self.only and self.only not in self.stages:
+      raise ValueError(f"only={self.only!r} is none of the stages {', '.join(self.stages)}")
+
+  def section(self, stage: str) -> Section | None:
+    """The first section of a stage."""
+    return next((s for s in self.sections.values() if s.stage == stage), None)
 
 
 def parse_arg(arg: str | None, **defaults):
@@ -95,6 +107,11 @@ def parse_arg(arg: str | None, **defaults):
   return out
 
 
+def beside(file: str, name: str):
+  """The experiment file `name` that lies beside `file`, as a module: what an ablation changes one line of."""
+  return tasks.load_file(Path(file).with_name(name), f"r1jax_experiment_{Path(name).stem}")
+
+
 def freeze(config: ml_collections.ConfigDict) -> RunConfig:
   """Checks every key and value. ValueError, with the key's path, for what is unknown, missing or out of range."""
   plain = config.to_dict()
@@ -111,7 +128,55 @@ def freeze(config: ml_collections.ConfigDict) -> RunConfig:
     if "vocab" in model:
       raise ValueError("model.vocab comes from the tokenizer: leave it out")
     plain["model"] = model | dict(vocab=1)
+  names = plain.get("stages") or ()
+  if isinstance(names, str) or not names:
+    raise ValueError("stages is empty")
+  fields = [f.name for f in dataclasses.fields(RunConfig)]
+  given = {key: plain.pop(key) for key in list(plain) if key in names or (key in STAGES and key not in fields)}
+  plain["sections"] = _sections(tuple(names), given, bool(plain.get("start")), plain.get("seed") or 0)
   return build(RunConfig, plain, "")
+
+
+def _sections(names: tuple[str, ...], given: dict, started: bool, seed) -> dict[str, Section]:
+  """The stages of a run, each checked, with what it starts from and learns from."""
+  out: dict[str, Section] = {}
+  for name in names:
+    if name in out:
+      raise ValueError(f"stages: {name} is named twice; a folder holds one run of a stage: give the second a name of"
+                       f" its own, with stage={name!r} in its section")
+    if name not in given:
+      raise ValueError(f"stages names {name}, but the config has no section {name}" if name in STAGES else
+                       f"stages: {name!r} is none of {tuple(STAGES)}, and the config has no section of that name")
+    section = dict(given[name])
+    kind = section.pop("stage", None) or name
+    if kind not in STAGES:
+      raise ValueError(f"{name}.stage={kind!r} is none of {', '.join(STAGES)}")
+    before = [s.name for s in out.values() if s.stage not in NO_POLICY]
+    start = section.pop("start", None)
+    start = (before[-1] if before else "") if start is None else start
+    if start and start not in before:
+      raise ValueError(f"{name}.start={start!r} is no stage before it that leaves a policy; these are"
+                       f" {', '.join(before) or 'none'}")
+    data = section.pop("data", None) or ""
+    if data and (data not in out or out[data].stage != "rejection" or kind not in LEARN_FROM_DATA):
+      raise ValueError(f"{name}.data={data!r}: {' and '.join(LEARN_FROM_DATA)} learn from the data of a rejection stage"
+                       " before them")
+    model = section.pop("model", None)
+    if model and (start or started):
+      raise ValueError(f"{name}.model: a stage that starts from {start or 'released weights'} has its model")
+    model = out[start].model if start else model and build(ModelConfig, dict(model) | dict(vocab=1), f"{name}.model")
+    # stages of one kind do not draw the same numbers; the first keeps the run's seed
+    kin = (kind, "reasoning_rl") if kind == "all_scenarios_rl" else (kind,)
+    own = (seed + zlib.crc32(name.encode())) % 2**31 if any(s.stage in kin for s in out.values()) else seed
+    out[name] = Section(name, kind, build(STAGES[kind], section, name), start, data, model, own)
+    if kind == "all_scenarios_rl":
+      trained = [s.name for s in out.values() if s.stage == "reward_model"]
+      if missing := sorted(set(out[name].cfg.preference) - set(trained)):
+        raise ValueError(f"{name}.preference: {missing[0]!r} is no reward_model stage before it; these are"
+                         f" {', '.join(trained) or 'none'}")
+  for name in given.keys() - set(names):      # not run, but not wrong either
+    build(STAGES[name], {k: v for k, v in given[name].items() if k not in ("stage", "start", "data", "model")}, name)
+  return out
 
 
 def _started(folder: str, section: dict) -> ModelConfig:
@@ -123,8 +188,10 @@ def _started(folder: str, section: dict) -> ModelConfig:
   return dataclasses.replace(hf.read_config(folder), **dict(dtype="float32") | section)
 
 
-def with_vocab(cfg: RunConfig, vocab: int) -> ModelConfig:
-  """The model for a tokenizer of so many tokens. Released models often have some rows more than tokens."""
+def with_vocab(cfg: RunConfig, vocab: int, section: Section | None = None) -> ModelConfig:
+  """The model for a tokenizer of so many tokens: the run's, or a stage's own. Released models often have more rows."""
+  if section and section.model:
+    return dataclasses.replace(section.model, vocab=vocab)
   if cfg.start:
     if vocab > cfg.model.vocab:
       raise ValueError(f"the tokenizer has {vocab} tokens, the model of start={cfg.start} only {cfg.model.vocab}")

@@ -67,6 +67,17 @@ def read_problems(path: str | Path, template: str) -> list[Problem]:
   return problems
 
 
+def read_prompts(path: str | Path, template: str) -> list[str]:
+  """Prompts of a JSONL file: `prompt`, or `question` / `problem`, as read_problems takes them, without an answer."""
+  out = []
+  for number, row in read_jsonl(path):
+    keys = [k for k in ("prompt", "question", "problem") if _text(row.get(k))]
+    if not keys:
+      raise ValueError(f"{path}:{number}: needs 'prompt' or 'question', non-empty")
+    out.append(row[keys[0]] if keys[0] == "prompt" else template.replace("{question}", row[keys[0]].strip()))
+  return out
+
+
 def read_demonstrations(path: str | Path) -> list[tuple[str, str | list[int]]]:
   """(prompt, answer) of a JSONL file with `prompt` and `answer`; an `answer_tokens` list, of ids, goes before `answer`.
 

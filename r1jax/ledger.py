@@ -25,7 +25,7 @@ from r1jax.models.transformer import ModelConfig
 
 PREFIX = "ledger/"
 SUMS = ("device_seconds", "tokens_prefill", "tokens_decode", "tokens_train", "flops")
-STAGES = ("pretrain", "sft", "reasoning_rl")      # that keep one
+STAGES = ("pretrain", "sft", "rejection", "reasoning_rl", "all_scenarios_rl")      # that keep one
 
 
 @dataclasses.dataclass(frozen=True)

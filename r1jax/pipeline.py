@@ -1,7 +1,9 @@
-"""Runs an experiment's stages in order in one folder, hands the policy over, evaluates its ends, writes the report.
+"""Runs an experiment's stages in order in one folder, hands policies and data over, evaluates, writes the report.
 
-The folder: config.json (the resolved config), tokenizer.json, a folder per stage (checkpoints, metrics.jsonl, samples,
-tensorboard), result.json, ledger.json, report.html. Run again on the same folder, it goes on where it was.
+The folder: config.json (the resolved config), tokenizer.json, a folder per stage (stage.json, checkpoints,
+metrics.jsonl, samples, tensorboard, data.jsonl of those that make data), eval/, result.json, ledger.json, report.html.
+Run again on the same folder, finished stages are skipped, the one that was cut goes on, and what a changed config, file
+or earlier stage concerns is done again, with the reason; its old folder is kept as NAME.before.
 """
 
 from __future__ import annotations
@@ -19,28 +21,28 @@ import jax
 import ml_collections
 from rich.console import Console
 
-from r1jax import checkpoint, hf, ledger, metrics, report, sharding, tasks, tokenizer
 from r1jax import config as configs
-from r1jax.checkpoint import Checkpoints
-from r1jax.config import RunConfig
+from r1jax import ledger, lineage, metrics, policies, report, sharding
+from r1jax.config import NO_POLICY, RunConfig, Section
 from r1jax.evals import evaluate
 from r1jax.loop import Stop
 from r1jax.models import param, transformer
 from r1jax.rewards import workers
 from r1jax.sampler import SampleConfig
-from r1jax.stages import distill, preferences, pretrain, reasoning_rl, reward_model, sft
-from r1jax.tasks import gsm8k
+from r1jax.stages import reward_model
 from r1jax.types import Task
 
-STAGES = dict(pretrain=pretrain, sft=sft, dpo=preferences, reward_model=reward_model, distill=distill,
-              reasoning_rl=reasoning_rl)
+# files of the user's that a stage reads, beside those of the task
+FILES = dict(sft=("demonstrations",), distill=("demonstrations",), dpo=("preferences",),
+             reward_model=("preferences", "safety"), rejection=("other",), all_scenarios_rl=("general", "unsafe"))
+TASK_FILES = ("train", "test", "tokenizer")
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | None = None,
         console: Console | None = None) -> dict[str, float]:
-  """The whole experiment. Returns what result.json holds: accuracies and lengths before and after, seconds."""
+  """The whole experiment, or its stage `only`. Returns what result.json holds: accuracies and lengths, seconds."""
   cfg = configs.freeze(config)
-  task = make_task(config, cfg)
+  task = policies.make_task(config, cfg)
   console = console or Console(quiet=True)
   workdir = Path(workdir)
   _claim(workdir, config)
@@ -50,17 +52,21 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | 
   with jax.set_mesh(mesh), reward_workers(cfg) as pool:
     tree = transformer.params(model)
     console.print(f"{cfg.name}: {param.count(tree):,} parameters on {mesh.size} {jax.default_backend()} device(s)")
-    params = first_params(cfg, model, mesh)
     rates = ledger.rates(cfg.ledger, model, mesh.size, workdir / "ledger.json")
     _ledger(workdir, cfg, rates, started=True)
+    at = Run(cfg, task, workdir, mesh, console, stop, pool, rates)
     result = {}
-    for stage in cfg.stages:
-      if stage == base_of(cfg):
-        result |= _ends("base", params, cfg, task, model, workdir, console, pool, rates)
-      params = STAGES[stage].run(getattr(cfg, stage), task, workdir / stage, params, model=model, seed=cfg.seed,
-                                 stop=stop, console=console, files=cfg.data, pool=pool,
-                                 **(dict(rates=rates) if stage in ledger.STAGES else {}))
-    result |= _ends("final", params, cfg, task, model, workdir, console, pool, rates)
+    for section in cfg.sections.values():
+      if section.name == base_of(cfg) and not cfg.only:
+        result |= at.evaluate("base", section.start)
+      at.stage(section)
+      if cfg.eval.each and section.stage not in NO_POLICY and not (cfg.only and section.name != cfg.only):
+        result |= at.evaluate(section.name, section.name)
+    last = [s.name for s in cfg.sections.values() if s.stage not in NO_POLICY]
+    if cfg.only:
+      return result
+    if last and not cfg.eval.each:
+      result |= at.evaluate("final", last[-1])
   result |= _seconds(workdir, cfg, result)
   _write_json(workdir / "result.json", result)
   for error in _ledger(workdir, cfg, rates)["errors"]:
@@ -71,6 +77,105 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | 
   return result
 
 
+class Run:
+  """A run in hand: what all of its stages share, the digests of those that are done, and the last policy."""
+
+  def __init__(self, cfg: RunConfig, task: Task, workdir: Path, mesh, console, stop, pool, rates):
+    self.cfg, self.task, self.workdir, self.mesh, self.console = cfg, task, workdir, mesh, console
+    self.stop, self.pool, self.rates = stop, pool, rates
+    self.digests: dict[str, str] = {}
+    self.last: tuple[str, object] = ("", None)     # name of a stage, its policy
+
+  def model(self, section: Section | None) -> transformer.ModelConfig:
+    return configs.with_vocab(self.cfg, self.task.tokenizer.vocab, section)
+
+  def policy(self, name: str, section: Section | None = None):
+    """The parameters that a stage left; of "", those that `section` begins with. One policy is kept in memory."""
+    if not name:
+      return policies.first_params(self.cfg, self.model(section), self.mesh)
+    if self.last[0] != name:
+      self.last = ("", None)      # its memory first
+      section = self.cfg.sections[name]
+      found = policies.restore(self.cfg, self.workdir, section, self.model(section))
+      if found is None:
+        raise ValueError(f"{self.workdir / name}: it is finished but has no checkpoint: delete it to run it anew")
+      place = sharding.shardings(self.mesh, transformer.params(self.model(section)))
+      self.last = (name, jax.device_put(found[1].params, place))
+    return self.last[1]
+
+  def stage(self, section: Section) -> None:
+    """Runs one stage, goes on with it, or skips it, as its folder says."""
+    folder = self.workdir / section.name
+    judges = sorted(section.cfg.preference) if section.stage == "all_scenarios_rl" else ()
+    upstream = {name: self.digests[name] for name in (section.start, section.data, *judges) if name}
+    files = (*TASK_FILES, *(() if section.data else FILES.get(section.stage, ())))
+    made_of = lineage.inputs(self.cfg, section, upstream, files)
+    mark = self.digests[section.name] = lineage.digest(made_of)
+    known, redone = lineage.read(folder), ""
+    if known and known["hash"] != mark:
+      redone = "; ".join(lineage.changes(known["inputs"], made_of)[:3])
+    if self.cfg.only and section.name != self.cfg.only:
+      if self.cfg.sections[self.cfg.only].name in self.cfg.stages and section.name in _needed(self.cfg, self.cfg.only):
+        if not known or not known["finished"] or redone:
+          raise ValueError(f"only={self.cfg.only} needs stage {section.name}, which is "
+                           + (f"out of date ({redone})" if redone else "not finished") + f" in {self.workdir}")
+      return
+    if redone:
+      aside = lineage.set_aside(folder)
+      self.console.print(f"{section.name} is done again: {redone}. What was there is in {aside.name}", soft_wrap=True)
+    elif known and known["finished"]:
+      self.console.print(f"{section.name}: finished before")
+      return
+    record = dict(name=section.name, stage=section.stage, start=section.start, data=section.data, hash=mark,
+                  inputs=made_of, seconds=0.0, finished=False) | (dict(redone=redone) if redone else {})
+    if known and not redone and "redone" in known:
+      record["redone"] = known["redone"]
+    lineage.write(folder, record)
+    params = self.policy(section.start, section)
+    self.last = ("", None)        # the stage may give its start's memory to its own state
+    data = dataclasses.replace(self.cfg.data, demonstrations=str(self.workdir / section.data / "data.jsonl")) \
+      if section.data else self.cfg.data
+    more = dict(rates=self.rates) if section.stage in ledger.STAGES else {}
+    if section.stage == "rejection":
+      more["policy"] = f"{section.start or 'the start'} {upstream.get(section.start, '')}".strip()
+    if judges:
+      more["judges"] = {name: self.judge(name, section.cfg.scale) for name in judges}
+    params = policies.STAGES[section.stage].run(section.cfg, self.task, folder, params, model=self.model(section),
+                                       seed=section.seed, stop=self.stop, console=self.console, files=data,
+                                       pool=self.pool, **more)
+    rows = metrics.read(folder / "metrics.jsonl")
+    lineage.write(folder, record | dict(finished=True, seconds=rows[-1]["seconds"] if rows else 0.0))
+    if section.stage not in NO_POLICY:
+      self.last = (section.name, params)
+
+  def judge(self, name: str, scale: str):
+    """The reward model that a stage trained, as a reward."""
+    section = self.cfg.sections[name]
+    return reward_model.judge(self.workdir / name, section.cfg, self.task, self.model(section), scale)
+
+  def evaluate(self, which: str, name: str) -> dict[str, float]:
+    """Evaluates the policy of stage `name` ("": the run's start), once: the numbers are kept in eval/<which>.json."""
+    path = self.workdir / "eval" / f"{which}.json"
+    sampling = policies.sampling_of(self.cfg)
+    mark = lineage.digest(lineage.plain(dict(
+      policy=self.digests.get(name, "start"), eval=dataclasses.asdict(self.cfg.eval),
+      sampling=dataclasses.asdict(sampling))))
+    marked = path.with_suffix(".hash")
+    if path.exists() and (not marked.exists() or marked.read_text() == mark):
+      return json.loads(path.read_text())
+    out = _evaluate(which, self.policy(name, self.cfg.sections.get(name)), self.cfg, self.task,
+                    self.model(self.cfg.sections.get(name)), path, self.console, sampling, self.pool, self.rates)
+    marked.write_text(mark)
+    return out
+
+
+def _needed(cfg: RunConfig, name: str) -> set[str]:
+  """The stages that a stage reads, directly."""
+  section = cfg.sections[name]
+  judges = section.cfg.preference if section.stage == "all_scenarios_rl" else ()
+  return {section.start, section.data, *judges} - {""}
+
+
 def reward_workers(cfg: RunConfig):
   """The worker processes for rewards, or None where the config wants none; to be used in a `with`."""
   if not cfg.rewards.workers:
@@ -79,119 +184,29 @@ def reward_workers(cfg: RunConfig):
 
 
 def base_of(cfg: RunConfig) -> str:
-  """The stage whose start is evaluated as the base policy: RL, or what comes first after pre-training."""
-  later = [stage for stage in cfg.stages if stage != "pretrain"]
-  return "reasoning_rl" if "reasoning_rl" in later else later[0] if later else ""
-
-
-def first_params(cfg: RunConfig, model: transformer.ModelConfig, mesh):
-  """What the first stage starts from: the weights of `start`, or random ones."""
-  if cfg.start:
-    params, found = hf.load(cfg.start, model.dtype, mesh)
-    if found.mtp != model.mtp:
-      raise ValueError(f"{cfg.start}: its files hold {found.mtp} multi-token prediction modules, its config.json"
-                       f" promises {model.mtp}: set num_nextn_predict_layers to what they hold")
-    return params
-  place = sharding.shardings(mesh, transformer.params(model))
-  return jax.jit(lambda key: transformer.init(model, key), out_shardings=place)(jax.random.key(cfg.seed))
-
-
-def make_task(config: ml_collections.ConfigDict, cfg: RunConfig) -> Task:
-  return tasks.find(config.task.name).make(cfg.task, cfg.data)
-
-
-def sampling_of(cfg: RunConfig) -> SampleConfig:
-  """How this run samples."""
-  sampling = cfg.reasoning_rl.sampling if cfg.reasoning_rl else cfg.distill.sampling if cfg.distill else None
-  return sampling or SampleConfig(256)
-
-
-def freeze_folder(workdir: str | Path) -> RunConfig:
-  """The frozen config of the run in a folder."""
-  return configs.freeze(read_config(Path(workdir)))
-
-
-def load_policy(workdir: str | Path, stage: str = "", step: int | None = None):
-  """(params, model, task, where) of a run's checkpoint: of its last stage that has one, the newest, unless told.
-
-  FileNotFoundError where there is no run or no checkpoint; ValueError for one that cannot be read.
-  """
-  workdir = Path(workdir)
-  if not (workdir / "config.json").is_file():
-    raise FileNotFoundError(f"{workdir}: no run here (no config.json)")
-  config = read_config(workdir)
-  cfg = configs.freeze(config)
-  task = make_task(config, cfg)
-  model = configs.with_vocab(cfg, task.tokenizer.vocab)
-  if stage and stage not in cfg.stages:
-    raise ValueError(f"{workdir}: no stage {stage!r}; there are {', '.join(cfg.stages)}")
-  if stage == "reward_model":
-    raise ValueError(f"{workdir}: stage reward_model leaves a reward model, not a policy")
-  for name in [stage] if stage else reversed([s for s in cfg.stages if s != "reward_model"]):
-    folder = workdir / name / "checkpoints"
-    if folder.is_dir():
-      with Checkpoints(folder, read_only=True) as checkpoints:
-        restored = checkpoints.restore(abstract_state(cfg, name, model), step)
-      if restored:
-        return restored[1].params, model, task, f"{name} {restored[0]}"
-  raise FileNotFoundError(f"{workdir}: no checkpoint" + (f" of stage {stage}" if stage else ""))
-
-
-def load_model(folder: str | Path, dtype: str = ""):
-  """(params, model, task) of a Hugging Face directory; the task has its tokenizer and mathematical rewards.
-
-  dtype: empty is float32 on CPU, where bf16 gains a tenth at best (bench decode), and as config.json says elsewhere.
-  """
-  tok = tokenizer.load_dir(folder)
-  params, model = hf.load(folder, dtype or ("float32" if jax.default_backend() == "cpu" else ""))
-  if tok.vocab > model.vocab:
-    raise ValueError(f"{folder}: its tokenizer has {tok.vocab} tokens, its model only {model.vocab}")
-  def no_problem(i):
-    raise ValueError(f"{folder}: a model directory has no problems: give a file of them")
-  task = Task(name=Path(folder).name, tokenizer=tok, problem=no_problem, size=0, held_out=(), **gsm8k.SCORING)
-  return params, model, task
-
-
-def abstract_state(cfg: RunConfig, stage: str, model: transformer.ModelConfig):
-  """Shapes of a stage's TrainState, to restore its checkpoint with."""
-  section = getattr(cfg, stage)
-  return checkpoint.abstract(lambda key: STAGES[stage].first_state(section, transformer.init(model, key), model),
-                             jax.random.key(0))
-
-
-def read_config(workdir: Path) -> ml_collections.ConfigDict:
-  """The resolved config that a run was started with."""
-  plain = json.loads((workdir / "config.json").read_text())
-  config = ml_collections.ConfigDict(plain)
-  config.stages = tuple(plain["stages"])
-  return config
+  """The stage whose start is evaluated as the base policy: RL, or what comes first after pre-training. "": none is,
+  where the policy of each stage is evaluated."""
+  later = [s for s in cfg.sections.values() if s.stage != "pretrain"]
+  if not later or (cfg.eval.each and later[0].start):
+    return ""
+  return next((s.name for s in later if s.stage == "reasoning_rl" and not cfg.eval.each), later[0].name)
 
 
 def _claim(workdir: Path, config) -> None:
-  """Writes the config, or checks that the run in this folder has the same one."""
+  """Writes the config; the folder of another experiment is refused. What a change means for each stage: lineage.py."""
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / "config.json"
   new = json.loads(json.dumps(config.to_dict()))
-  if path.exists():
-    old = _flat(json.loads(path.read_text()))
-    changed = [f"{k}: {old.get(k)!r} -> {v!r}" for k, v in _flat(new).items() if old.get(k) != v]
-    changed += [f"{k}: {v!r} -> gone" for k, v in old.items() if k not in _flat(new)]
-    if changed:
-      raise ValueError(f"{workdir} holds a run with another config ({'; '.join(changed[:5])}):"
-                       " choose another --workdir, or delete it")
-  else:
-    _write_json(path, new)
+  if path.exists() and (old := json.loads(path.read_text()).get("name")) != new["name"]:
+    raise ValueError(f"{workdir} holds a run of another experiment, {old!r}: choose another --workdir")
+  _write_json(path, new)
 
 
-def _ends(which: str, params, cfg: RunConfig, task: Task, model, workdir: Path, console,
-          pool=None, rates: ledger.Rates | None = None) -> dict[str, float]:
-  """Evaluates the base or the final policy, once: the numbers are kept in eval/<which>.json."""
-  path = workdir / "eval" / f"{which}.json"
-  if path.exists():
-    return json.loads(path.read_text())
+def _evaluate(which: str, params, cfg: RunConfig, task: Task, model, path: Path, console, sampling: SampleConfig,
+              pool=None, rates: ledger.Rates | None = None) -> dict[str, float]:
+  """A policy's figures, and its answers beside them; path: that of eval/<which>.json."""
   console.print(f"evaluating the {which} policy")
   began = time.monotonic()
-  sampling = sampling_of(cfg)
   drawn = []
   common = dict(model=model, prompts_at_once=cfg.eval.prompts_at_once, pool=pool, drawn_into=drawn)
   out = evaluate.greedy(params, task, sampling=sampling, problems=cfg.eval.problems, **common)
@@ -202,6 +217,10 @@ def _ends(which: str, params, cfg: RunConfig, task: Task, model, workdir: Path, 
       cfg=evaluate.drawn(sampling, cfg.eval.temperature, cfg.eval.top_p), **common)
     out |= sampled
     metrics.write_table(path.with_suffix(".parquet"), table)
+    for scenario, suite in task.suites.items():
+      out |= {f"{scenario}/{name}": value for name, value in evaluate.suite(
+        params, task, suite, cfg.eval.samples, seed=cfg.seed, into=path.with_suffix(f".{scenario}.parquet"),
+        cfg=evaluate.drawn(sampling, cfg.eval.temperature, cfg.eval.top_p), **common).items()}
   seconds = time.monotonic() - began
   if rates:
     parts = [ledger.sampled(model, [part]) for part in drawn]         # greedy ones, and groups
@@ -219,8 +238,9 @@ def _ledger(workdir: Path, cfg: RunConfig, rates: ledger.Rates, started: bool = 
     if not path.exists():
       ledger.write(path, dataclasses.asdict(rates))
     return {}
-  rows = {stage: metrics.read(workdir / stage / "metrics.jsonl") for stage in cfg.stages if stage in ledger.STAGES}
-  rows["base and final"] = [json.loads(p.read_text()) for p in sorted((workdir / "eval").glob("*.ledger.json"))]
+  rows = {s.name: metrics.read(workdir / s.name / "metrics.jsonl") for s in cfg.sections.values()
+          if s.stage in ledger.STAGES}
+  rows["evaluation"] = [json.loads(p.read_text()) for p in sorted((workdir / "eval").glob("*.ledger.json"))]
   out = ledger.totals(rates, rows)
   ledger.write(path, out)
   return out
@@ -232,13 +252,6 @@ def _seconds(workdir: Path, cfg: RunConfig, result: dict) -> dict[str, float]:
   out = {f"seconds/{stage}": r[-1]["seconds"] if r else 0.0 for stage, r in rows.items()}
   evals = sum(v for k, v in result.items() if k.startswith("seconds/eval"))
   return out | {"seconds/total": sum(out.values()) + evals}
-
-
-def _flat(tree: dict, path: str = "") -> dict:
-  out = {}
-  for key, value in tree.items():
-    out |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-  return out
 
 
 def _write_json(path: Path, value) -> None:

@@ -10,6 +10,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+REASONING = "reasoning"
+NOT_ASKED = "not_asked"
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -17,16 +20,25 @@ class Problem:
   id: int                # unique within its task and split; sampling keys are folded from it
   prompt: str            # the text that the policy continues, template applied
   answer: str            # the gold answer, as the task's reward reads it
+  scenario: str = REASONING   # what kind of prompt it is; others have no gold answer (Task.scenarios)
 
 
 class Score(NamedTuple):
   """What one reward says of one answer."""
   value: float           # before the reward's weight; 1 is full marks
-  # accuracy: correct, wrong, no_answer, unparseable, truncated, refused; any reward with limits: timeout, crashed
+  # accuracy: correct, wrong, no_answer, unparseable, truncated, refused; any reward with limits: timeout, crashed;
+  # any reward, of a prompt of a scenario that it does not read: not_asked
   verdict: str = ""
 
 
 Reward = Callable[[Problem, str], Score]   # (problem, answer text without end token) -> score
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+  """Held-out prompts without a gold answer, and what their answers are measured by, each a mean of scores."""
+  problems: tuple[Problem, ...]
+  measures: dict[str, Reward]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,3 +53,9 @@ class Task:
   lenient: Reward | None = None                # accuracy, read leniently, for evaluation; None: as "accuracy"
   demonstration: Callable[[int], tuple[str, str]] | None = None   # (prompt, answer) i for pre-training
   encode: Callable[[Any], list[list[int]]] | None = None   # prompts -> tokens; None: the tokenizer's encode_batch
+  # What R1's later stages need beside reasoning; a task without it has reasoning alone
+  scenarios: dict[str, Callable[[int], Problem]] = dataclasses.field(default_factory=dict)   # prompts of other kinds
+  suites: dict[str, Suite] = dataclasses.field(default_factory=dict)    # evaluated beside held_out
+  other: Callable[[int], tuple[str, str]] | None = None      # (prompt, answer) i of supervised data beside reasoning
+  pair: Callable[[int], tuple[str, str, str]] | None = None  # (prompt, chosen, rejected) i, for a reward model
+  label: Callable[[int], tuple[str, str, bool]] | None = None    # (prompt, answer, safe) i, for a reward model

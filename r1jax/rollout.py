@@ -229,7 +229,8 @@ def table(rollouts: Rollouts, reward_N, parts: list[dict[str, Score]], advantage
   G, N = rollouts.group_size, len(rollouts.answers)
   problems = [rollouts.problems[n // G] for n in range(N)]
   rows = {k: [v] * N for k, v in columns.items()} | dict(
-    problem=[p.id for p in problems], sample=[n % G for n in range(N)], prompt=[p.prompt for p in problems],
+    problem=[p.id for p in problems], scenario=[p.scenario for p in problems], sample=[n % G for n in range(N)],
+    prompt=[p.prompt for p in problems],
     gold=[p.answer for p in problems], text=rollouts.texts, tokens=rollouts.answers,
     length=[len(a) for a in rollouts.answers], truncated=rollouts.truncated_N.tolist(),
     verdict=[part["accuracy"].verdict if "accuracy" in part else "" for part in parts], reward=reward_N.tolist(),

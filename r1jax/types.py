@@ -15,9 +15,9 @@ from typing import Any
 import flax.struct
 import jax
 
-from r1jax.problem import Problem, Reward, Score, Task
+from r1jax.problem import NOT_ASKED, REASONING, Problem, Reward, Score, Suite, Task
 
-__all__ = ["Batch", "Problem", "Reward", "Score", "Task", "TrainState"]
+__all__ = ["NOT_ASKED", "REASONING", "Batch", "Problem", "Reward", "Score", "Suite", "Task", "TrainState"]
 
 
 @flax.struct.dataclass

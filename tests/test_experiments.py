@@ -11,6 +11,7 @@ from r1jax import config, pipeline
 from r1jax.metrics import read
 
 NAMES = sorted(p.stem for p in (ROOT / "experiments").glob("*.py"))
+CHAINS = [name for name in NAMES if name.startswith("r1_zero") or name == "compare"]      # a base, then RL
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def shorter(c):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CHAINS)
 def test_runs_a_few_steps(name, tmp_path, request, make):
   c = shorter(make(name, "tiny"))
   if name == "r1_zero_gsm8k":
@@ -60,7 +61,26 @@ def test_runs_a_few_steps(name, tmp_path, request, make):
 @pytest.mark.parametrize("name", NAMES)
 def test_full_config_is_valid(name, make):
   cfg = config.freeze(make(name, None))
-  assert cfg.name == name and cfg.reasoning_rl.loss.clip_high == (0.28 if name == "r1_zero_smollm2" else 10)
+  assert cfg.name == name and cfg.section("reasoning_rl").cfg.loss.clip_high == (
+    0.28 if name == "r1_zero_smollm2" else 10)
+
+
+def test_r1_has_the_numbers_of_the_paper(released):
+  cfg = config.freeze(experiment("r1", None))
+  of = {name: section.cfg for name, section in cfg.sections.items()}
+  updates = lambda rl: rl.rollouts * rl.minibatches
+  assert updates(of["zero"]) + updates(of["zero_long"]) == 10_400 and 8_192 < updates(of["zero"]) < 8_216
+  assert of["zero"].questions_per_rollout * of["zero"].group_size == 8_192 and of["zero"].loss.kl_coef == 1e-3
+  assert (of["zero"].sampling.max_tokens, of["zero_long"].sampling.max_tokens) == (32_768, 65_536)
+  assert of["zero"].rewards == dict(accuracy=1, format=1) and of["dev2"].rewards["language"] == 1
+  assert updates(of["r1"].rl) == pytest.approx(1700, abs=16) and of["r1"].preference_rollouts * 16 == 400
+  assert of["r1"].rl.sampling.temperature == 0.7 and of["zero"].sampling.temperature == 1
+  assert (of["dev1"].optimizer.lr, of["dev1"].optimizer.final, of["dev1"].batch) == (5e-5, 0.1, 128)
+  assert cfg.sections["dev3"].start == cfg.sections["dev1"].start == "" and cfg.sections["dev3"].data == "sft_data"
+  assert (of["helpful"].kind, of["harmless"].kind, of["helpful"].batch) == ("pairwise", "pointwise", 256)
+  assert cfg.model.moe.experts == 256 and cfg.model.layers == 61
+  smollm2 = config.freeze(experiment("r1", f"smollm2,start={released}"))
+  assert smollm2.sections["r1"].start == "dev3" and smollm2.start == str(released)
 
 
 @pytest.mark.parametrize("change, message", [
@@ -78,7 +98,7 @@ def test_full_config_is_valid(name, make):
   ({"task.p_long": 1.5}, "p_long=1.5"),
   ({"task.name": "sudoku"}, "task.name='sudoku' is none of parity"),
   ({"stages": ("pretrain", "rl")}, "'rl' is none of"),
-  ({"stages": ("pretrain", "reasoning_rl", "pretrain")}, "pretrain is named twice"),
+  ({"stages": ("pretrain", "reasoning_rl", "pretrain")}, "pretrain is named twice; a folder"),
   ({"pretrain.optimizer.schedule": "step"}, "schedule='step'"),
   ({"reasoning_rl.questions": 3}, "unknown key reasoning_rl.questions"),
   ({"reasoning_rl.rollouts": "3"}, "reasoning_rl.rollouts='3' must be of type int"),

@@ -11,7 +11,7 @@ import pytest
 from conftest import experiment
 from tiny import weights
 
-from r1jax import algorithms, credit, critic, loop, pipeline, rollout, train
+from r1jax import algorithms, credit, critic, loop, pipeline, policies, rollout, train
 from r1jax import collect as collecting
 from r1jax.critic import CriticConfig
 from r1jax.grpo import LossConfig
@@ -192,7 +192,7 @@ def test_ppo_with_dapos_sampling_is_one_line_and_stopped_after_each_rollout_leav
   assert "grad_norm" not in rows[0] and rows[0]["critic/grad_norm"] > 0 and np.isfinite(rows[2]["loss"])
   assert abs(rows[0]["critic/value"]) < 1e-2      # its head starts at zero, and has learned once
   assert all(1 <= row["sampled_rounds"] <= 4 for row in rows)
-  whole, parts = (pipeline.load_policy(tmp_path / folder)[0] for folder in ("whole", "parts"))
+  whole, parts = (policies.load_policy(tmp_path / folder)[0] for folder in ("whole", "parts"))
   assert "trunk" not in whole
   jax.tree.map(np.testing.assert_array_equal, whole, parts)
 

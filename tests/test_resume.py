@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 
-from r1jax import pipeline
+from r1jax import policies
 from r1jax.metrics import read
 
 RUN = [sys.executable, "-m", "r1jax.cli.main", "run", "--config", str(ROOT / "experiments" / "r1_zero_parity.py:tiny"),
@@ -33,7 +33,7 @@ def start(workdir: Path) -> subprocess.Popen:
 
 def leaves(workdir: Path) -> dict:
   """All that a run leaves, but for times."""
-  params, _, _, where = pipeline.load_policy(workdir)
+  params, _, _, where = policies.load_policy(workdir)
   out = {"where": where, "params": [np.asarray(x) for x in jax.tree.leaves(params)]}
   for stage in ("pretrain", "reasoning_rl"):
     out[stage] = [{k: v for k, v in row.items() if not k.startswith(TIMES)}

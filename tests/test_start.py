@@ -11,7 +11,7 @@ from conftest import CHATML, experiment
 from test_cli import call
 from tiny import weights
 
-from r1jax import config, hf, pipeline, tokenizer
+from r1jax import config, hf, pipeline, policies, tokenizer
 from r1jax.evals import formats
 from r1jax.models.transformer import ModelConfig
 from r1jax.rewards import sandbox
@@ -75,7 +75,7 @@ def test_a_run_starts_from_the_released_weights_and_exports_its_own(released, pr
   frozen = config.freeze(c)
   assert frozen.model == MODEL and frozen.data.tokenizer == str(released)
   pipeline.run(c, tmp_path / "run")
-  params, model, task, _ = pipeline.load_policy(tmp_path / "run")
+  params, model, task, _ = policies.load_policy(tmp_path / "run")
   assert task.tokenizer.chat_template == CHATML and model.vocab == 260
   change = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - b).max()), params, weights(MODEL))
   moved = jax.tree.leaves(change)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny import weights
 
-from r1jax import config, data, hf, losses, pipeline, tokenizer, train
+from r1jax import config, data, hf, losses, pipeline, policies, tokenizer, train
 from r1jax.metrics import read
 from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
@@ -198,17 +198,17 @@ def make(cfg, data):
   assert rows["dpo"][-1]["loss"] < 0.3
   assert rows["reward_model"][-1]["accuracy"] == 1 and rows["reward_model"][-1]["loss"] < 0.3
   assert rows["distill"][-1]["kl"] < 0.5 * rows["distill"][0]["kl"]      # back to where it came from
-  _, model, made, where = pipeline.load_policy(work, "dpo")
+  _, model, made, where = policies.load_policy(work, "dpo")
   assert where == "dpo 20"
   cfg = config.freeze(c)
-  reward = reward_model.load(work / "reward_model", cfg.reward_model, model)
+  reward = reward_model.load(work / "reward_model", cfg.section("reward_model").cfg, model)
   score = reward_model.scorer(reward, made, model)
   good, bad = score(["say", "say"], ["yes", "no"])
   assert good > 0 > bad
   as_reward = preference.single(preference.from_scores(score, part="whole", scale="sigmoid"))
   assert as_reward(made.held_out[0], "yes").value == pytest.approx(1 / (1 + np.exp(-good)), rel=1e-4)
-  assert pipeline.load_policy(work)[3] == "distill 40"
+  assert policies.load_policy(work)[3] == "distill 40"
   assert hf.load(released)[1].vocab == model.vocab
   with pytest.raises(ValueError, match="vocabulary of 260"):
-    distill.run(cfg.distill, made, work / "other", weights(dataclasses.replace(MODEL, vocab=300)),
+    distill.run(cfg.section("distill").cfg, made, work / "other", weights(dataclasses.replace(MODEL, vocab=300)),
                 model=dataclasses.replace(MODEL, vocab=300), seed=0)

@@ -11,7 +11,7 @@ import pytest
 from conftest import experiment
 from tiny import weights
 
-from r1jax import layout, loop, offload, pipeline, train, update
+from r1jax import layout, loop, offload, pipeline, policies, train, update
 from r1jax.grpo import LossConfig
 from r1jax.metrics import read
 from r1jax.models.transformer import ModelConfig
@@ -187,7 +187,7 @@ def test_a_run_with_all_of_it_stopped_after_each_rollout_leaves_the_same_bits(tm
   with pytest.raises(loop.Interrupted):
     pipeline.run(c, tmp_path / "parts", stop=stop)
   pipeline.run(c, tmp_path / "parts", stop=stop)
-  whole, parts = (pipeline.load_policy(tmp_path / folder)[0] for folder in ("whole", "parts"))
+  whole, parts = (policies.load_policy(tmp_path / folder)[0] for folder in ("whole", "parts"))
   jax.tree.map(np.testing.assert_array_equal, whole, parts)
   rows = [read(tmp_path / folder / "reasoning_rl" / "metrics.jsonl") for folder in ("whole", "parts")]
   assert [row["kl"] for row in rows[0]] == [row["kl"] for row in rows[1]] and len(rows[0]) == 2

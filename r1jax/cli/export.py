@@ -19,9 +19,9 @@ def main(argv: list[str]) -> int:
   args = parser.parse_args(argv)
   if args.shard_mb < 1:
     raise ValueError(f"--shard-mb={args.shard_mb} must be at least 1")
-  from r1jax import hf, pipeline
+  from r1jax import hf, policies
   from r1jax.models import param, transformer
-  params, model, task, where = pipeline.load_policy(args.workdir, args.stage, args.step)
+  params, model, task, where = policies.load_policy(args.workdir, args.stage, args.step)
   hf.save(args.out, params, model, task.tokenizer, max_shard_bytes=args.shard_mb * 2**20)
   print(f"{where}: {param.count(transformer.params(model)):,} parameters, {model.dtype} -> {args.out}")
   return 0

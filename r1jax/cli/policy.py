@@ -36,7 +36,7 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
 
 def load(args):
   """(params, model, task, where, SampleConfig) from the flags."""
-  from r1jax import pipeline
+  from r1jax import policies
   from r1jax.sampler import SampleConfig
   if args.max_tokens < 0:
     raise ValueError(f"--max-tokens={args.max_tokens} must not be negative")
@@ -46,11 +46,11 @@ def load(args):
   if args.model:
     if args.stage or args.step is not None:
       raise ValueError("--stage and --step are for --workdir")
-    params, model, task = pipeline.load_model(args.model, args.dtype)
+    params, model, task = policies.load_model(args.model, args.dtype)
     where, tokens = str(args.model), args.max_tokens or 512
   else:
-    params, model, task, where = pipeline.load_policy(args.workdir, args.stage, args.step)
-    sampling = pipeline.sampling_of(pipeline.freeze_folder(args.workdir))
+    params, model, task, where = policies.load_policy(args.workdir, args.stage, args.step)
+    sampling = policies.sampling_of(policies.freeze_folder(args.workdir))
     tokens, stop = args.max_tokens or sampling.max_tokens, stop or sampling.stop
   return params, model, task, where, SampleConfig(tokens, args.temperature, args.top_p, args.top_k, args.min_p,
                                                   stop=stop, slots=args.slots, draft=args.draft, drafts=args.drafts)

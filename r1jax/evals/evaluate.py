@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from r1jax import rollout
+from r1jax import metrics, rollout
 from r1jax.evals.metrics import consensus, pass_at_k
 from r1jax.models.transformer import ModelConfig
 from r1jax.rewards.accuracy import final_answer
 from r1jax.sampler import SampleConfig
-from r1jax.types import Problem, Task
+from r1jax.types import Problem, Suite, Task
 
 # no training unit has this number: evaluation draws its own random numbers
 EVAL_STEP = 2**31 - 1
@@ -27,6 +28,7 @@ class EvalConfig:
   top_p: float = 0.95
   problems: int = 0              # of the held-out ones; 0: all
   prompts_at_once: int = 128
+  each: bool = False             # the policy of each stage; else where RL begins and the last one
 
   def __post_init__(self):
     if self.samples < 0 or self.problems < 0 or self.prompts_at_once < 1:
@@ -64,6 +66,20 @@ def evaluate(params, task: Task, problems: Sequence[Problem], samples: int, *, m
   table["lenient"] = lenient_N.tolist()
   table["final_answer"] = finals
   return {k: float(v) for k, v in out.items()}, table
+
+
+def suite(params, task: Task, suite: Suite, samples: int, *, model: ModelConfig, cfg: SampleConfig, into: Path,
+          seed: int = 0, prompts_at_once: int = 128, pool=None, drawn_into: list | None = None) -> dict[str, float]:
+  """Means of a suite's measures over `samples` answers to each of its prompts; the answers are written to `into`."""
+  rollouts = rollout.sample(params, suite.problems, samples, model=model, tokenizer=task.tokenizer, cfg=cfg, seed=seed,
+                            step=EVAL_STEP, prompts_at_once=min(prompts_at_once, len(suite.problems)),
+                            encode=task.encode)
+  if drawn_into is not None:
+    drawn_into.append(rollouts)
+  reward_N, parts = rollout.score(rollouts, {name: (1.0, m) for name, m in suite.measures.items()}, pool=pool)
+  metrics.write_table(into, rollout.table(rollouts, reward_N, parts))
+  return {name: float(np.mean([p[name].value for p in parts])) for name in suite.measures} | dict(
+    length=float(np.mean([len(a) for a in rollouts.answers])))
 
 
 def drawn(cfg: SampleConfig, temperature: float, top_p: float = 1.0) -> SampleConfig:

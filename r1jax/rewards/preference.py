@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from r1jax.problem import Problem, Reward, Score
+from r1jax.problem import NOT_ASKED, Problem, Reward, Score
 from r1jax.rewards import judge as judging
 from r1jax.rewards.sending import in_parent
 
@@ -107,6 +107,15 @@ def judged(judge: judging.Judge, *, part: str = "whole", opened: bool = False) -
       verdict = judging.parse_correctness(text)
       values[n] = Score(float(verdict is True), {True: "correct", False: "wrong", None: "unparseable"}[verdict])
     return values
+  return reward
+
+
+def of_scenarios(batch_reward: BatchReward, scenarios: Sequence[str]) -> BatchReward:
+  """The reward on prompts of these scenarios; answers to others are not asked about."""
+  def reward(problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
+    asked = [n for n, problem in enumerate(problems) if problem.scenario in scenarios]
+    scores = iter(batch_reward([problems[n] for n in asked], [texts[n] for n in asked]) if asked else ())
+    return [next(scores) if problem.scenario in scenarios else Score(0.0, NOT_ASKED) for problem in problems]
   return reward
 
 

@@ -129,6 +129,6 @@ def run(cfg: PretrainConfig, task: Task, folder: Path, params, *, model: ModelCo
     clock[:] = now, [], []
     return state, [(unit, row)], None
 
-  state = loop.run("pretrain", folder, first_state(cfg, params, model, cfg.steps), advance, units=cfg.steps,
+  state = loop.run(folder.name, folder, first_state(cfg, params, model, cfg.steps), advance, units=cfg.steps,
                    save=cfg.checkpoint, stop=stop, console=console)
   return state.params

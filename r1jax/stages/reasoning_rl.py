@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -28,7 +29,7 @@ from r1jax.loop import SaveConfig
 from r1jax.models import moe
 from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
-from r1jax.types import Task
+from r1jax.types import Problem, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,14 +137,28 @@ def replay(batch):
   return None if batch.expert_NALk is None else (batch.prompt_expert_BPLk, batch.expert_NALk)
 
 
-def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None, console=None,
-        files=None, pool=None, rates: Rates | None = None):
-  """Improves the policy `params` by its own scored answers and returns the new one."""
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+  """What a stage asks and what it pays for."""
+  problems: Callable[[int, int], list[Problem]]     # (unit, count) -> the unit's questions, of `count` each
+  terms: Callable[[int], dict]                      # unit -> {name: (weight, reward)}
+
+
+def lesson(cfg: RLConfig, task: Task, seed: int) -> Lesson:
+  """The task's own questions, in order, for the rewards of the config."""
   unknown = sorted(set(cfg.rewards) - set(task.rewards))
   if unknown:
     raise ValueError(f"reasoning_rl.rewards: task {task.name} has no {', '.join(unknown)}; it has"
                      f" {', '.join(task.rewards)}")
   terms = {name: (weight, task.rewards[name]) for name, weight in cfg.rewards.items()}
+  return Lesson(lambda unit, count: [task.problem(i) for i in data.positions(unit, count, task.size, seed)],
+                lambda unit: terms)
+
+
+def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None, console=None,
+        files=None, pool=None, rates: Rates | None = None, asked: Lesson | None = None):
+  """Improves the policy `params` by its own scored answers and returns the new one. asked: None for lesson(...)."""
+  asking = asked or lesson(cfg, task, seed)
   if cfg.dynamic_sampling and task.size is not None and cfg.questions_per_rollout * cfg.dynamic_sampling > task.size:
     raise ValueError(f"reasoning_rl: questions_per_rollout={cfg.questions_per_rollout} x dynamic_sampling="
                      f"{cfg.dynamic_sampling} are more than the task's {task.size} questions")
@@ -173,13 +188,13 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     def judge(part):
       drawn.append(part)
       return rollout.judge(part, terms, cfg.truncated, pool)
+    terms = asking.terms(unit)
     if cfg.partial:
-      problem_at = lambda place: task.problem(data.positions(place, 1, task.size, seed)[0])
+      problem_at = lambda place: asking.problems(place, 1)[0]
       scored, carry, stale = partial.collect(cfg, task, problem_at, state.params, carry, judge, model=model, seed=seed,
                                              unit=unit, stats=stats)
     else:
-      problems = [task.problem(i) for i in data.positions(
-        unit, cfg.questions_per_rollout * max(cfg.dynamic_sampling, 1), task.size, seed)]
+      problems = asking.problems(unit, cfg.questions_per_rollout * max(cfg.dynamic_sampling, 1))
       asked = Counter()
       sample = lambda problems: rollout.sample_parts(
         state.params, problems, cfg.group_size, model=model, tokenizer=task.tokenizer, cfg=cfg.sampling, seed=seed,
@@ -246,11 +261,11 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
       spent |= dict(eval=ledger.sampled(model, tested, time.monotonic() - ended))
     if rates:
       row |= ledger.row(rates, **spent)
-    table = rollout.table(rollouts, reward_N, parts, adv_N, stage="reasoning_rl", step=first_step)
+    table = rollout.table(rollouts, reward_N, parts, adv_N, stage=folder.name, step=first_step)
     return state, [(first_step, row)], (first_step, table)
 
   state = first_state(cfg, params, model, updates)
-  return loop.run("reasoning_rl", folder, state, advance, units=cfg.rollouts, save=cfg.checkpoint, stop=stop,
+  return loop.run(folder.name, folder, state, advance, units=cfg.rollouts, save=cfg.checkpoint, stop=stop,
                   console=console, first_step=lambda unit: unit * cfg.minibatches).params
 
 

@@ -22,8 +22,9 @@ from r1jax.losses import Mean
 from r1jax.models import transformer
 from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
+from r1jax.rewards import preference
 from r1jax.stages.preferences import check, margin_loss, to_batch, tokens, train_on, updates
-from r1jax.types import Batch, Task
+from r1jax.types import Batch, Reward, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class RewardModelConfig:
   steps: int = 0                 # updates; 0: as epochs say
   micro_batches: int = 1
   length: int = 8192             # R1: 8,192 in training
+  scenarios: tuple[str, ...] = ()    # prompts that it is asked about in RL; (): general if pairwise, else unsafe
   log_every: int = 10
   checkpoint: SaveConfig = dataclasses.field(default_factory=lambda: SaveConfig(every=500))
 
@@ -74,9 +76,14 @@ def run(cfg: RewardModelConfig, task: Task, folder: Path, params, *, model: Mode
   """Trains a reward model that starts from the policy; its checkpoint is the result. Returns the policy."""
   pairwise = cfg.kind == "pairwise"
   path = files and (files.preferences if pairwise else files.safety)
-  if not path:
-    raise ValueError(f"reward_model.kind={cfg.kind} needs data.{'preferences' if pairwise else 'safety'}=FILE")
-  read = data.read_pairs(path) if pairwise else data.read_labels(path)
+  own = task.pair if pairwise else task.label
+  if path:
+    read = data.read_pairs(path) if pairwise else data.read_labels(path)
+  elif own and cfg.steps:      # the task's own, without end
+    path, read = f"task {task.name}", [own(i) for i in range(cfg.steps * cfg.batch)]
+  else:
+    raise ValueError(f"reward_model.kind={cfg.kind} needs data.{'preferences' if pairwise else 'safety'}=FILE"
+                     + (", or steps, for the task's own" if own else ""))
   samples = [tokens(task, row[0], row[1:] if pairwise else row[1:2], cfg.length, f"{path}: sample {i}")
              for i, row in enumerate(read)]
   def batch_of(state, unit):
@@ -99,6 +106,16 @@ def load(folder: Path, cfg: RewardModelConfig, model: ModelConfig):
   if not restored:
     raise FileNotFoundError(f"{folder}: no reward model here")
   return restored[1].params
+
+
+def judge(folder: Path, cfg: RewardModelConfig, task: Task, model: ModelConfig, scale: str) -> Reward:
+  """The newest reward model of a stage's folder as a reward (R1, Methods): the pairwise, helpful one reads the final
+  summary, the pointwise, safe one the whole answer, each of its own scenarios' prompts. scale: preference.SCALES."""
+  pairwise = cfg.kind == "pairwise"
+  of = preference.from_scores(scorer(load(folder, cfg, model), task, model), part="summary" if pairwise else "whole",
+                              scale=scale, empty=0.0)
+  scenarios = cfg.scenarios or (("general",) if pairwise else ("unsafe",))
+  return preference.single(preference.of_scenarios(of, scenarios))
 
 
 def scorer(params, task: Task, model: ModelConfig, length: int = 65_536):

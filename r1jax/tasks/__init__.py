@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from r1jax.tasks import gcd, gsm8k, mbpp, multiplication, parity, reasoning_gym
+from r1jax.tasks import gcd, gsm8k, mbpp, multiplication, parity, r1, reasoning_gym, world
 
 TASKS = dict(parity=parity, multiplication=multiplication, gcd=gcd, gsm8k=gsm8k, mbpp=mbpp,
-             reasoning_gym=reasoning_gym)
+             reasoning_gym=reasoning_gym, r1=r1, world=world)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,9 @@ class DataConfig:
   demonstrations: str | None = None   # JSONL of prompt and answer, for sft and distill; None: the task's own
   preferences: str | None = None      # JSONL of prompt, chosen and rejected, for dpo and reward_model
   safety: str | None = None           # JSONL of prompt, answer and safe, for reward_model
+  general: str | None = None     # JSONL of prompts without a gold answer, for the last RL stage
+  unsafe: str | None = None           # JSONL of prompts to be refused, for the last RL stage
+  other: str | None = None            # JSONL of prompt and answer beside reasoning, for the second fine-tuning
   tokenizer: str | None = None   # a tokenizer.json; None: the task's own
   end_token: str | None = None   # what ends an answer in that tokenizer; None: found among the usual names
 
