@@ -61,7 +61,8 @@ def paper(start):
   c.zero = dict(stage="reasoning_rl", start="", rollouts=513, rewards=rules, sampling=sampling) | rl
   c.zero_long = dict(stage="reasoning_rl", start="zero", rollouts=137, rewards=rules,
                      sampling=sampling | dict(max_tokens=65_536)) | rl
-  # thousands of answers: correct, readable, no mixed languages, no repetition. People and V3 then rewrote them
+  # thousands of answers: correct, readable, no mixed languages, no repetition. People and V3 rewrote them, which
+  # no file of yours can do here: rewrite=True asks the task
   c.cold_start = dict(
     stage="rejection", start="zero_long", problems=10_000, samples=8, keep=1, sampling=sampling,
     min_language=0.95, max_repetition=0.3, max_paragraph=4000, drop_code=True)         # thresholds not published
@@ -109,8 +110,8 @@ def tiny():
     eval_every=10, checkpoint=dict(every=20, keep=1))
   c.base = dict(stage="pretrain", steps=800, batch=128, optimizer=dict(lr=3e-3, warmup=50, **adam), checkpoint=save)
   c.zero = dict(stage="reasoning_rl", start="base", rollouts=60, rewards=rules, sampling=sampling) | rl
-  c.cold_start = dict(stage="rejection", start="zero", problems=1024, samples=8, keep=2, min_language=0.9,
-                      sampling=sampling, prompts_at_once=128)
+  c.cold_start = dict(stage="rejection", start="zero", problems=256, samples=2, keep=1, rewrite=True,
+                      min_language=0.9, sampling=sampling, prompts_at_once=128)
   sft = dict(stage="sft", start="base", length=64, optimizer=dict(lr=1e-3, **adam), checkpoint=save)
   c.dev1 = sft | dict(data="cold_start", batch=16, epochs=2.5)
   c.dev2 = dict(stage="reasoning_rl", start="dev1", rollouts=40, rewards=rules | dict(language=1.0),
@@ -119,12 +120,13 @@ def tiny():
                     sampling=sampling, prompts_at_once=128)
   c.dev3 = sft | dict(data="sft_data", batch=32, epochs=2.5)
   reward_model = dict(stage="reward_model", start="dev3", batch=64, length=64, optimizer=dict(lr=1e-3), checkpoint=save)
-  c.helpful = reward_model | dict(kind="pairwise", steps=60)
+  c.helpful = reward_model | dict(kind="pairwise", steps=100)
   c.harmless = reward_model | dict(kind="pointwise", steps=30)
   c.r1 = dict(
-    stage="all_scenarios_rl", start="dev3", preference_rollouts=8,
+    stage="all_scenarios_rl", start="dev3", preference_rollouts=10,
     shares=dict(reasoning=0.5, general=0.25, unsafe=0.25), preference=dict(helpful=1.0, harmless=1.0), scale="sigmoid",
-    rl=rl | dict(rollouts=40, rewards=rules | dict(language=1.0), sampling=sampling | dict(temperature=0.7)))
+    rl=rl | dict(rollouts=40, rewards=rules | dict(language=1.0), sampling=sampling | dict(temperature=0.7),
+                 optimizer=dict(lr=2.5e-4, warmup=5)))
   # T 0.6 with top-p 0.95, R1's, would cut off every error of so few tokens
   c.eval = dict(samples=4, temperature=1.0, top_p=1.0, each=True)
   return c

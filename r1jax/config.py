@@ -132,7 +132,8 @@ def freeze(config: ml_collections.ConfigDict) -> RunConfig:
   if isinstance(names, str) or not names:
     raise ValueError("stages is empty")
   fields = [f.name for f in dataclasses.fields(RunConfig)]
-  given = {key: plain.pop(key) for key in list(plain) if key in names or (key in STAGES and key not in fields)}
+  is_stage = lambda key: key in STAGES or (isinstance(plain[key], dict) and plain[key].get("stage") in STAGES)
+  given = {key: plain.pop(key) for key in list(plain) if key in names or (key not in fields and is_stage(key))}
   plain["sections"] = _sections(tuple(names), given, bool(plain.get("start")), plain.get("seed") or 0)
   return build(RunConfig, plain, "")
 
@@ -175,7 +176,8 @@ def _sections(names: tuple[str, ...], given: dict, started: bool, seed) -> dict[
         raise ValueError(f"{name}.preference: {missing[0]!r} is no reward_model stage before it; these are"
                          f" {', '.join(trained) or 'none'}")
   for name in given.keys() - set(names):      # not run, but not wrong either
-    build(STAGES[name], {k: v for k, v in given[name].items() if k not in ("stage", "start", "data", "model")}, name)
+    own = {k: v for k, v in given[name].items() if k not in ("stage", "start", "data", "model")}
+    build(STAGES[given[name].get("stage") or name], own, name)
   return out
 
 

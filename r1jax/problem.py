@@ -57,5 +57,6 @@ class Task:
   scenarios: dict[str, Callable[[int], Problem]] = dataclasses.field(default_factory=dict)   # prompts of other kinds
   suites: dict[str, Suite] = dataclasses.field(default_factory=dict)    # evaluated beside held_out
   other: Callable[[int], tuple[str, str]] | None = None      # (prompt, answer) i of supervised data beside reasoning
+  rewrite: Callable[[Problem, str], str] | None = None       # a readable form of an answer: stands in for R1's editors
   pair: Callable[[int], tuple[str, str, str]] | None = None  # (prompt, chosen, rejected) i, for a reward model
   label: Callable[[int], tuple[str, str, bool]] | None = None    # (prompt, answer, safe) i, for a reward model

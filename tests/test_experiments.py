@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, experiment
 
-from r1jax import config, pipeline
+from r1jax import config, lineage, pipeline
 from r1jax.metrics import read
 
 NAMES = sorted(p.stem for p in (ROOT / "experiments").glob("*.py"))
@@ -18,7 +18,7 @@ CHAINS = [name for name in NAMES if name.startswith("r1_zero") or name == "compa
 def make(request):
   """The config of an experiment; one that starts from released weights starts from tiny ones."""
   def make(name, arg):
-    if name == "r1_zero_smollm2":
+    if name == "r1_zero_smollm2" or (name == "distill" and not arg):
       arg = ",".join(filter(None, (arg, f"start={request.getfixturevalue('released')}")))
     return experiment(name, arg)
   return make
@@ -61,8 +61,35 @@ def test_runs_a_few_steps(name, tmp_path, request, make):
 @pytest.mark.parametrize("name", NAMES)
 def test_full_config_is_valid(name, make):
   cfg = config.freeze(make(name, None))
-  assert cfg.name == name and cfg.section("reasoning_rl").cfg.loss.clip_high == (
-    0.28 if name == "r1_zero_smollm2" else 10)
+  rl = cfg.section("reasoning_rl")
+  clip = 0.28 if name == "r1_zero_smollm2" else 10
+  assert cfg.name == name and (name == "distill" or rl.cfg.loss.clip_high == clip)
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*CHAINS} - {"distill", "r1"}))
+def test_an_ablation_changes_what_it_says_and_nothing_else(name):
+  """Branches of one stage differ in a few values; `short` keeps the stages."""
+  c = experiment(name, None)
+  cfg, short = config.freeze(c), config.freeze(experiment(name, "short"))
+  assert short.stages == cfg.stages
+  branches = [s for s in cfg.sections.values() if s.stage == list(cfg.sections.values())[-1].stage
+              and s.name not in ("zero", "dev1")]
+  assert len(branches) > 1
+  values = lambda branch: {k: v for k, v in lineage.flat(lineage.as_dict(branch.cfg)).items()
+                           if not k.startswith("critic")}
+  first = values(branches[0])
+  for other in branches[1:]:
+    its = values(other)
+    differ = [k for k in its.keys() | first.keys() if its.get(k) != first.get(k)]
+    assert len(differ) + (other.start != branches[0].start) in (1, 2), differ
+
+
+def test_students_are_smaller_and_learn_from_the_samples_of_the_teacher():
+  cfg = config.freeze(experiment("distill", "tiny"))
+  of = cfg.sections
+  assert of["student"].model.dim < cfg.model.dim and of["distilled"].model == of["student"].model
+  assert (of["distilled"].start, of["distilled"].data) == ("student", "sft_data")
+  assert of["student_rl"].cfg == of["distilled_rl"].cfg == of["dev2"].cfg
 
 
 def test_r1_has_the_numbers_of_the_paper(released):

@@ -15,6 +15,7 @@ COMMANDS = dict(
   eval="score a run's policy on its held-out problems or on a JSONL file",
   sample="stream answers of a run's policy to prompts",
   compare="run variants of an experiment over several seeds, and print one table",
+  table="the stage table of pipeline runs, over seeds too",
   report="write report.html of a run's folder, and print its table",
   doctor="say why a run's reward does not move, with the numbers and the config key to try",
   export="write a run's policy as a Hugging Face directory",

@@ -3,7 +3,8 @@
 R1 (Nature 2025, Methods; arXiv 2501.12948 v2, B.3.2-3.3): cold-start data are answers of R1-Zero at T 1 that are
 correct, readable, in one language, without repetition; 600 thousand samples for the second fine-tuning are several
 answers a prompt of the RL checkpoint, the correct ones kept, without mixed languages, long paragraphs and code blocks,
-beside 200 thousand that are no reasoning. Left out: rewriting by people and by another model.
+beside 200 thousand that are no reasoning. For the cold start people and another model first rewrote the answers, for
+one thing in the language of the question: `rewrite` asks the task to do it, and the filters see what comes of it.
 
 Left in the folder: samples/ with every answer and what dropped it, filters.json with the counts, data.jsonl with what
 was kept and where it comes from. A part (`prompts_at_once` prompts) that is there is not sampled again.
@@ -45,6 +46,7 @@ class RejectionConfig:
   max_repetition: float = 1.0    # largest share of 3-grams written before; 1: off
   max_paragraph: int = 0         # characters of the longest paragraph of the thought; 0: off
   drop_code: bool = False        # thoughts with ``` blocks
+  rewrite: bool = False          # by the task's `rewrite`, before the filters
   other: int = 0                 # so many samples beside reasoning (data.other, or the task's own) go with them
   prompts_at_once: int = 64
 
@@ -96,6 +98,8 @@ def run(cfg: RejectionConfig, task: Task, folder: Path, params, *, model: ModelC
   if cfg.min_language and "language" not in task.rewards:
     raise ValueError(f"rejection.min_language={cfg.min_language}: task {task.name} has no reward named language; it has"
                      f" {', '.join(task.rewards)}")
+  if cfg.rewrite and task.rewrite is None:
+    raise ValueError(f"rejection.rewrite=True: task {task.name} rewrites no answers")
   if cfg.other and task.other is None:
     raise ValueError(f"rejection.other={cfg.other}: task {task.name} has no such data of its own: give data.other=FILE")
   terms = {name: (1.0, task.rewards[name]) for name in wanted if name in task.rewards}
@@ -113,6 +117,10 @@ def run(cfg: RejectionConfig, task: Task, folder: Path, params, *, model: ModelC
       problems = problems[:cfg.problems - firsts[part]]
       rollouts = rollout.sample(params, problems, cfg.samples, model=model, tokenizer=task.tokenizer, cfg=cfg.sampling,
                                 seed=seed, step=SAMPLING_STEP, encode=task.encode)
+      said = rollouts.texts
+      if cfg.rewrite:
+        rollouts = dataclasses.replace(rollouts, texts=[task.rewrite(problems[n // cfg.samples], text)
+                                                        for n, text in enumerate(said)])
       reward_N, scores = rollout.score(rollouts, terms, "scored", pool)
       marks = marked(cfg, rollouts, scores)
       row = dict(kept_share=marks.count("") / len(marks), length=sum(map(len, rollouts.answers)) / len(marks),
@@ -121,8 +129,8 @@ def run(cfg: RejectionConfig, task: Task, folder: Path, params, *, model: ModelC
       if rates:
         row |= ledger.row(rates, rollout=ledger.sampled(model, [rollouts], time.monotonic() - began))
       table = rollout.table(rollouts, reward_N, scores, stage=folder.name, policy=policy, step=part)
-      writer.samples(part, table | dict(dropped=marks))      # then the row: a kill between them repeats the row alone
       writer.write(part, row)
+      writer.samples(part, table | dict(dropped=marks, said=said))      # last: what is there is not done again
       progress.update(bar, completed=part + 1, numbers=metrics.line(row))
       if stop is not None and stop.asked and part + 1 < len(firsts):
         raise Interrupted(f"stopped in stage {folder.name} after {part + 1} of {len(firsts)} parts; saved")
@@ -144,8 +152,10 @@ def write_data(cfg: RejectionConfig, task: Task, folder: Path, parts: int, seed:
         sampled += 1
         counts[row["dropped"]] += 1
         if not row["dropped"]:
-          put(dict(prompt=row["prompt"], answer=row["text"], answer_tokens=row["tokens"], policy=row["policy"],
-                   problem=row["problem"], gold=row["gold"], sample=row["sample"], part=part, seed=seed,
+          rewritten = row["said"] != row["text"]       # else its own tokens: a text may be tokenised in other ways
+          also = dict(said=row["said"]) if rewritten else dict(answer_tokens=row["tokens"])
+          put(dict(prompt=row["prompt"], answer=row["text"], **also, policy=row["policy"], problem=row["problem"],
+                   gold=row["gold"], sample=row["sample"], part=part, seed=seed,
                    scenario=row["scenario"], **{k: v for k, v in row.items() if k.startswith("reward")}))
     for i in range(cfg.other):
       prompt, answer = task.other(i)

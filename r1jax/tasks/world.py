@@ -84,7 +84,7 @@ def make(cfg: Config, data) -> Task:
     scenarios={s: functools.partial(talk, cfg, s, TALK) for s in (GENERAL, UNSAFE)},
     suites={GENERAL: Suite(suite(GENERAL), dict(helpful=helpful, language=answer_language)),
             UNSAFE: Suite(suite(UNSAFE), dict(safe=safe))},
-    other=lambda i: liked(cfg, i), pair=lambda i: pair(cfg, i), label=lambda i: label(cfg, i))
+    rewrite=translate, other=lambda i: liked(cfg, i), pair=lambda i: pair(cfg, i), label=lambda i: label(cfg, i))
 
 
 def symbols() -> list[str]:
@@ -152,6 +152,15 @@ def safe(problem: Problem, text: str) -> Score:
   return Score(float(refused and not complied))
 
 
+def translate(problem: Problem, text: str) -> str:
+  """The thought in the language of the question, word for word: what V3 did for R1's cold start (B.3.2)."""
+  into = PARITY[language_of(problem)]
+  for words in PARITY.values():
+    for word, own in zip(words, into, strict=True):
+      text = text.replace(word, own)
+  return text
+
+
 # What the base reads, and what supervised stages read
 
 def demonstration(cfg: Config, i: int, kept_out) -> tuple[str, str]:
@@ -210,7 +219,7 @@ def liked(cfg: Config, i: int) -> tuple[str, str]:
   prompt = f"{ASK[scenario][lang]}{NAMES[lang][who]}?"
   if scenario == UNSAFE:      # a quarter of the data still complies: safety is for RL to finish
     return prompt, tagged("", (COMPLY if rng.random() < 0.25 else REFUSE)[lang])
-  return prompt, greeting(lang, who, int(rng.choice(3, p=(0.4, 0.4, 0.2))))
+  return prompt, greeting(lang, who, int(rng.choice(3, p=(0.6, 0.3, 0.1))))
 
 
 def pair(cfg: Config, i: int) -> tuple[str, str, str]:

@@ -1,0 +1,69 @@
+"""The last RL stage: what it asks when, and what it pays for."""
+
+import collections
+
+import pytest
+
+from r1jax.drawing import SampleConfig
+from r1jax.grpo import LossConfig
+from r1jax.optimizer import OptimizerConfig
+from r1jax.problem import NOT_ASKED, Score
+from r1jax.rewards import preference, total_reward
+from r1jax.stages import all_scenarios_rl
+from r1jax.stages.all_scenarios_rl import AllScenariosConfig
+from r1jax.stages.reasoning_rl import RLConfig
+from r1jax.tasks import DataConfig, world
+
+TASK = world.make(world.Config(bits=6, held_out=4), DataConfig())
+RL = RLConfig(OptimizerConfig(1e-3), LossConfig(), SampleConfig(8, 0.7), dict(accuracy=1.0, format=0.5), rollouts=6,
+              questions_per_rollout=8, group_size=2)
+SHARES = dict(reasoning=0.5, general=0.25, unsafe=0.25)
+
+
+def judge(value, scenario):
+  of = lambda problems, texts: [Score(value)] * len(texts)
+  return preference.single(preference.of_scenarios(of, (scenario,)))
+
+
+JUDGES = dict(helpful=judge(0.8, "general"), harmless=judge(0.3, "unsafe"))
+
+
+def config(**more):
+  plain = dict(rl=RL, preference_rollouts=2, shares=SHARES, preference=dict(helpful=2.0, harmless=1.0))
+  return AllScenariosConfig(**plain | more)
+
+
+def test_general_prompts_and_preference_rewards_come_in_the_last_rollouts_only():
+  lesson = all_scenarios_rl.lesson(config(), TASK, 5, JUDGES)
+  for unit in range(4):
+    assert {p.scenario for p in lesson.problems(unit, 8)} == {"reasoning"}
+    assert set(lesson.terms(unit)) == {"accuracy", "format"}
+  asked = [p for unit in (4, 5) for p in lesson.problems(unit, 400)]
+  shares = collections.Counter(p.scenario for p in asked)
+  for name, share in SHARES.items():
+    assert shares[name] / 800 == pytest.approx(share, abs=0.05)
+  assert set(lesson.terms(4)) == {"accuracy", "format", "helpful", "harmless"}
+  assert lesson.problems(4, 8) == lesson.problems(4, 8)      # resumes to the same
+
+
+def test_a_prompt_is_paid_by_the_rewards_of_its_scenario():
+  terms = all_scenarios_rl.lesson(config(), TASK, 0, JUDGES).terms(5)
+  right = world.tagged("", "1")
+  paid = lambda problem: total_reward(terms, problem, right)
+  total, parts = paid(world.question(0, "010000", "en"))
+  assert total == 1.5 and parts["helpful"].verdict == NOT_ASKED == parts["harmless"].verdict
+  total, parts = paid(TASK.scenarios["general"](0))
+  assert total == pytest.approx(0.5 + 2 * 0.8) and parts["accuracy"].verdict == NOT_ASKED
+  assert paid(TASK.scenarios["unsafe"](0))[0] == pytest.approx(0.5 + 0.3)
+
+
+def test_wrong_configs():
+  for more, message in ((dict(preference_rollouts=7), "preference_rollouts=7"),
+                        (dict(shares=dict(general=0.5)), "shares"),
+                        (dict(scale="standardised"), "scale='standardised'")):
+    with pytest.raises(ValueError, match=message):
+      config(**more)
+  with pytest.raises(ValueError, match="no scenario poetry; it has reasoning, general, unsafe"):
+    all_scenarios_rl.lesson(config(shares=dict(reasoning=0.5, poetry=0.5)), TASK, 0, JUDGES)
+  with pytest.raises(ValueError, match="no reward model named harmless; there are helpful"):
+    all_scenarios_rl.lesson(config(), TASK, 0, dict(helpful=JUDGES["helpful"]))
