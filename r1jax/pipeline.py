@@ -108,6 +108,9 @@ class Run:
     folder = self.workdir / section.name
     judges = sorted(section.cfg.preference) if section.stage == "all_scenarios_rl" else ()
     upstream = {name: self.digests[name] for name in (section.start, section.data, *judges) if name}
+    made = self.workdir / section.data / "data.jsonl"
+    if section.data and made.exists():       # its contents: a person may have edited it
+      upstream[section.data] += f" {lineage.file_digest(made)}"
     files = (*TASK_FILES, *(() if section.data else FILES.get(section.stage, ())))
     made_of = lineage.inputs(self.cfg, section, upstream, files)
     mark = self.digests[section.name] = lineage.digest(made_of)

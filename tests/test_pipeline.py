@@ -193,5 +193,10 @@ def test_the_whole_recipe_and_a_kill_in_any_of_its_stages(tmp_path, monkeypatch)
   c.dev3.batch = 8
   _, said = run(c, folder, monkeypatch)
   assert stages_of(said, "done again") == ["dev3", "helpful", "harmless", "r1"]
+  rows = (folder / "cold_start" / "data.jsonl").read_text().splitlines()
+  (folder / "cold_start" / "data.jsonl").write_text("\n".join(rows[:-1]) + "\n")      # a person takes one out
+  c.only = "dev1"
+  _, said = run(c, folder, monkeypatch)
+  assert "dev1 is done again: cold_start was made anew" in said
   with pytest.raises(ValueError, match="stage helpful leaves a reward model, not a policy"):
     policies.load_policy(folder, "helpful")
