@@ -1,4 +1,4 @@
-"""What a run leaves on disk and shows on screen: JSONL, TensorBoard, sample files, a live line.
+"""What a run leaves on disk and shows on screen: JSONL, sample files, what tracking.py adds, a live line.
 
 Files belong to a stage's folder and are cut back to the checkpoint when it resumes, so that a run that was killed and
 one that was not leave the same rows.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import time
 from pathlib import Path
 
@@ -19,13 +18,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from r1jax import tracking
+
 
 class Writer:
   """Metrics and samples of one stage, from step `start` on."""
 
   def __init__(self, folder: str | Path, start: int = 0):
-    import tensorboardX  # here, not above: it imports torch where that is installed, a second and a half
-
     self.folder = Path(folder)
     (self.folder / "samples").mkdir(parents=True, exist_ok=True)
     self._began = time.monotonic()
@@ -34,9 +33,7 @@ class Writer:
       if int(path.stem.removeprefix("step_")) >= start:
         path.unlink()
     self._rows = (self.folder / "metrics.jsonl").open("a")
-    if not start:
-      shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
-    self._board = tensorboardX.SummaryWriter(str(self.folder / "tensorboard"), purge_step=start or None)
+    self._trackers = tracking.trackers(self.folder, start)
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """One row. NaN and infinity become null: JSON has none."""
@@ -45,8 +42,8 @@ class Writer:
     row |= {k: v if math.isfinite(v) else None for k, v in values.items()}
     self._rows.write(json.dumps(row) + "\n")
     self._rows.flush()
-    for name, value in values.items():
-      self._board.add_scalar(name, value, step)
+    for tracker in self._trackers:
+      tracker.write(step, values)
 
   def samples(self, step: int, table: dict[str, list]) -> None:
     """All answers of a rollout, one Parquet file; written beside and renamed, so that none is ever half there."""
@@ -55,11 +52,18 @@ class Writer:
 
   def close(self) -> None:
     self._rows.close()
-    self._board.close()
+    for tracker in self._trackers:
+      tracker.close()
 
 
 def write_table(path: Path, table: dict[str, list]) -> None:
   pq.write_table(pa.table(table), path.with_suffix(".tmp"))
+  os.replace(path.with_suffix(".tmp"), path)
+
+
+def write_text(path: Path, text: str) -> None:
+  """Whole or not at all."""
+  path.with_suffix(".tmp").write_text(text)
   os.replace(path.with_suffix(".tmp"), path)
 
 

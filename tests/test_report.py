@@ -7,40 +7,11 @@ import re
 import subprocess
 import sys
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from report_folder import HOSTILE, rl_rows, sample, write_rows, write_samples
 
 from r1jax import report
-from r1jax.report import folder
-from r1jax.report import page as pages
-
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \u2028 \u202e"
-
-
-def sample(step, **fields):
-  return dict(stage="reasoning_rl", step=step, problem=7, sample=0, prompt="What is 17 + 25?", gold="42",
-              text="<think>carry</think> 42", tokens=[1, 2], length=9, truncated=False, verdict="correct",
-              reward=1.1, advantage=0.75, logp_mean=-0.25, logp_min=-3.5) | {"reward/format": 1.0} | fields
-
-
-def write_samples(run, step, rows):
-  folder = run / "reasoning_rl" / "samples"
-  folder.mkdir(parents=True, exist_ok=True)
-  pq.write_table(pa.Table.from_pylist(rows), folder / f"step_{step:06d}.parquet")
-
-
-def write_rows(run, stage, rows, tail=""):
-  (run / stage).mkdir(parents=True, exist_ok=True)
-  (run / stage / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + tail)
-
-
-def rl_rows(steps=60):
-  return [{"step": i, "seconds": 1.5 * i, "reward": 0.5 + i / 200, "accuracy": 0.4 + i / 200,
-           "length": 9 + i / 10, "reward/format": 1.0, "kl": 0.001 * i, "entropy": 0.5, "verdict/wrong": 0.1,
-           "novel_metric": i,
-           **({"eval/greedy_accuracy": 0.5, "eval/greedy_length": 10.0} if i % 20 == 0 else {})}
-          for i in range(steps)]
+from r1jax.report import browser, figures, folder
 
 
 @pytest.fixture
@@ -61,8 +32,12 @@ def page_of(run):
   return report.write(run).read_text(encoding="utf-8")
 
 
+def embedded(page, id):
+  return json.loads(re.search(f'<script type="application/json" id="{id}">(.*?)</script>', page, re.S)[1])
+
+
 def charts(page):
-  return json.loads(re.search(r'<script type="application/json" id="charts">(.*?)</script>', page, re.S)[1])
+  return embedded(page, "charts")
 
 
 def test_a_whole_run_is_one_self_contained_page(run):
@@ -71,12 +46,17 @@ def test_a_whole_run_is_one_self_contained_page(run):
   assert [path.name for path in run.glob("report*")] == ["report.html"]
   assert not re.search(r"""(src|href|action)\s*=|url\(|@import|<link|fetch\(|XMLHttp""", page)
   assert re.findall(r"\w+://[^\s\"'<]+", page) == ["http://www.w3.org/2000/svg"]   # a name, not fetched
-  for text in ("carries", "50.0%", "98.0%", "5.0 min", "0.00123", "What is 17 + 25?", "no answer",
-               "&lt;think&gt;carry&lt;/think&gt; 42", "reward 1.1 (format 1)", "+0.75", "−3.50", "gold"):
+  for text in ("carries", "50.0%", "98.0%", "5.0 min", "0.00123",
+               "10 of 10 answers of steps 0, 12, 24, 36, 54 (10 were"):
     assert text in page, text
   assert "<b>unfinished</b>" not in page and "Notes on the files" not in page
-  shown = [int(step) for step in re.findall(r"<summary>Step (\d+)", page)]
-  assert len(shown) == pages.SAMPLED_STEPS and shown[0] == 0 and shown[-1] == 54
+  [source] = embedded(page, "samples")
+  assert source["stage"] == "reasoning_rl" and [g["step"] for g in source["groups"]] == [0, 12, 24, 36, 54]
+  right, wrong = source["groups"][0].pop("answers")
+  assert source["groups"][0] == dict(step=0, problem="7", prompt="What is 17 + 25?", gold="42", scenario="")
+  assert right == dict(text="<think>carry</think> 42", verdict="correct", dropped="", parts=[["format", 1.0, ""]],
+                       reward=1.1, advantage=0.75, length=9.0, logp_mean=-0.25, logp_min=-3.5)
+  assert wrong["text"] == "um" and wrong["verdict"] == "no_answer"
 
 
 def test_every_metric_is_drawn_once_and_eval_points_are_marked(run):
@@ -93,8 +73,8 @@ def test_every_metric_is_drawn_once_and_eval_points_are_marked(run):
 def test_the_policy_admits_our_script_and_no_other(run):
   page = page_of(run)
   scripts = re.findall(r"<script(?: [^>]*)?>(.*?)</script>", page, re.S)
-  digest = base64.b64encode(hashlib.sha256(scripts[1].encode()).digest()).decode()
-  assert len(scripts) == 2 and f"script-src 'sha256-{digest}'" in page and "default-src 'none'" in page
+  digest = base64.b64encode(hashlib.sha256(scripts[2].encode()).digest()).decode()
+  assert len(scripts) == 3 and f"script-src 'sha256-{digest}'" in page and "default-src 'none'" in page
 
 
 def test_hostile_text_is_only_text(run):
@@ -107,9 +87,12 @@ def test_hostile_text_is_only_text(run):
   write_samples(run, 54, [sample(54, **longer), sample(54, **same)])
   (run / "reasoning_rl/samples/step_000000.parquet").write_bytes(HOSTILE.encode())
   page = page_of(run)
-  assert page.count("<script") == page.count("</script") == 2 and "<img" not in page
-  assert page.count("&lt;script&gt;alert(1)") > 10 and "characters left out" in page
+  assert page.count("<script") == page.count("</script") == 3 and "<img" not in page
+  assert page.count("&lt;script&gt;alert(1)") > 8
   assert HOSTILE in [spec["title"] for spec in charts(page)]
+  last = embedded(page, "samples")[0]["groups"][-1]
+  assert last["prompt"] == last["answers"][0]["verdict"] == HOSTILE      # whole, and in a text node: browser.js
+  assert last["answers"][0]["text"].startswith(HOSTILE * 2) and "characters left out" in last["answers"][0]["text"]
 
 
 def test_a_run_in_progress_or_killed_still_reports(run):
@@ -148,10 +131,10 @@ def test_nan_is_a_gap_in_the_curve_and_a_warning(run):
 def test_long_runs_are_drawn_with_few_points_that_keep_the_spikes():
   rows = [{"step": i, "grad_norm": 1.0} for i in range(20_000)]
   rows[777]["grad_norm"] = 900.0
-  drawn = pages.curve(rows, "grad_norm")
+  drawn = figures.curve(rows, "grad_norm")
   assert len(drawn["x"]) == len(drawn["hi"]) == 500
   assert max(drawn["hi"]) == 900.0 and max(drawn["y"]) == pytest.approx(1 + 899 / 40, rel=1e-4)
-  assert "20,000 logged steps" in pages.Figures().all(0, rows)
+  assert "20,000 logged steps" in figures.Figures().all(0, rows)
 
 
 def test_a_resumed_run_has_one_history(tmp_path):
@@ -182,6 +165,19 @@ def test_advice_on_what_changes_over_a_run():
   farmed = [row | dict(accuracy=0.8 - i / 200) for i, row in enumerate(rows)]
   assert "earned elsewhere" in report.look_at(farmed)[0]
   assert report.look_at(rows[:3]) == []   # too short to judge
+
+
+def test_the_answers_on_the_page_are_bounded_and_begin_with_whole_groups(tmp_path):
+  write_samples(tmp_path, 0, [sample(0, problem=n // 50, prompt=str(n // 50), reward=float(n == 499))
+                              for n in range(500)])
+  write_samples(tmp_path, 1, [sample(1, text="x" * browser.CHARACTERS)] * 3)
+  files = [(step, tmp_path / "reasoning_rl" / "samples" / f"step_{step:06d}.parquet") for step in (0, 1)]
+  groups, kept, of = browser.chosen(files, [])
+  assert of == 503 and kept == browser.ANSWERS // 2 + 3
+  assert [(g["step"], g["problem"], len(g["answers"])) for g in groups] == [(0, "0", 50), (0, "1", 50), (1, "7", 3)]
+  assert all(len(answer["text"]) < browser.LONGEST + 100 for group in groups for answer in group["answers"])
+  groups, kept, _ = browser.chosen(files[:1], [])
+  assert [g["problem"] for g in groups] == ["0", "1", "9", "2"]      # 9 differs: it teaches
 
 
 def test_reporting_needs_no_jax():

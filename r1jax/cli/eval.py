@@ -20,7 +20,8 @@ def main(argv: list[str]) -> int:
     prog="r1jax eval", allow_abbrev=False,
     description="Samples answers of a run's policy, or of a Hugging Face model, and prints pass@k (unbiased), cons@k, "
                 "strict and lenient accuracy; of pass@1 also the 95% interval, by problems. Writes a JSON of "
-                "the numbers and a Parquet file of all answers.")
+                "the numbers and a Parquet file of all answers. Run again after a kill, with the same settings, it "
+                "goes on with the problems that are left.")
   policy.add_flags(parser, temperature=0.6, top_p=0.95)
   parser.add_argument("--data", type=Path, metavar="FILE", help="JSONL with prompt or question, and answer, a line"
                                                                 " each; or a benchmark's file, see --format (default:"
@@ -33,7 +34,9 @@ def main(argv: list[str]) -> int:
                            " (default: chat where the model has one, else r1_zero)")
   parser.add_argument("--samples", type=int, default=8, metavar="K", help="answers per problem (default 8)")
   parser.add_argument("--problems", type=int, default=0, metavar="N", help="the first N problems (default: all)")
-  parser.add_argument("--prompts-at-once", type=int, default=128, metavar="N", help="bounds memory (default 128)")
+  parser.add_argument("--prompts-at-once", type=int, default=128, metavar="N",
+                      help="problems that are sampled together, then kept: bounds memory and what a kill can lose"
+                           " (default 128)")
   parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: WORKDIR/eval)")
   args = parser.parse_args(argv)
   if args.samples < 1 or args.problems < 0 or args.prompts_at_once < 1:
@@ -51,8 +54,8 @@ def main(argv: list[str]) -> int:
   import numpy as np
 
   from r1jax import metrics
-  from r1jax.evals import significance
-  from r1jax.evals.evaluate import evaluate
+  from r1jax.evals import parts, significance
+  from r1jax.evals.evaluate import evaluate_in_parts
   from r1jax.rewards.workers import Workers
   params, model, task, where, sampling = policy.load(args)
   template = args.template or ("chat" if args.model and task.tokenizer.chat_template else "r1_zero")
@@ -66,25 +69,40 @@ def main(argv: list[str]) -> int:
     as_chat = lambda text: chat.prompt_tokens(task.tokenizer, [dict(role="user", content=text)])
     task = dataclasses.replace(task, encode=lambda texts: [as_chat(text) for text in texts])
   problems = list(found.problems if found else task.held_out)[:args.problems or None]
-  with Workers() if found and found.hangs else contextlib.nullcontext() as pool:
-    summary, table = evaluate(params, task, problems, args.samples, model=model, cfg=sampling, seed=args.seed,
-                              prompts_at_once=args.prompts_at_once, pool=pool)
   out = args.out or (args.workdir / "eval" if args.workdir else Path("eval"))
   out.mkdir(parents=True, exist_ok=True)
   of = args.model.resolve().name if args.model else where.replace(" ", "-")
   name = f"{args.data.stem if args.data else task.name}-{of}"
-  metrics.write_table(out / f"{name}.parquet", table)
   record = dict(policy=where, template=template, problems=len(problems), samples=args.samples,
                 temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, min_p=args.min_p,
                 max_tokens=sampling.max_tokens, seed=args.seed)
+  settings = record | dict(
+    parameters=parts.fingerprint(params), questions=parts.digest(problems), format=args.format,
+    prompts_at_once=args.prompts_at_once, sampling=dataclasses.asdict(sampling), rewards=sorted(task.rewards))
+  console = Console()
+  kept = parts.Parts(out / f"{name}.parts", settings)
+  if kept.dropped:
+    console.print(f"starting anew: {', '.join(kept.dropped)} differ from those of the evaluation that was cut off here",
+                  soft_wrap=True, markup=False)
+  with Workers() if found and found.hangs else contextlib.nullcontext() as pool, metrics.progress(console) as progress:
+    bar, told = progress.add_task("eval", total=len(problems), numbers=""), []
+
+    def done(count: int) -> None:
+      if not told and count:
+        console.print(f"going on: {count} of {len(problems)} problems are done")
+      told.append(count)
+      progress.update(bar, completed=count)
+    summary, table = evaluate_in_parts(kept, params, task, problems, args.samples, model=model, cfg=sampling,
+                                       seed=args.seed, prompts_at_once=args.prompts_at_once, pool=pool, done=done)
+  metrics.write_table(out / f"{name}.parquet", table)
   record["benchmark"] = found.format if found else task.name     # "format" is a reward's name
   right_BG = np.reshape(table["reward/accuracy"], (len(problems), args.samples)) == 1
   low, high = record["pass@1_interval"] = significance.interval(right_BG)
   subjects = significance.by_subject([p.id for p in problems], right_BG, found.subjects if found else {})
   if subjects:
     record["subjects"] = subjects
-  (out / f"{name}.json").write_text(json.dumps(record | summary, indent=1))
-  console = Console()
+  metrics.write_text(out / f"{name}.json", json.dumps(record | summary, indent=1))
+  kept.remove()
   shown = Table(f"{task.name}: {where}", f"{len(problems)} problems x {args.samples}")
   for key, value in summary.items():
     shown.add_row(dict(lenient="lenient pass@1").get(key, f"strict {key}" if "@" in key else key.replace("_", " ")),

@@ -4,6 +4,7 @@ small tasks."""
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from r1jax import metrics, rollout
 from r1jax.evals.metrics import consensus, pass_at_k
+from r1jax.evals.parts import Parts
 from r1jax.models.transformer import ModelConfig
 from r1jax.rewards.accuracy import final_answer
 from r1jax.sampler import SampleConfig
@@ -41,31 +43,64 @@ def evaluate(params, task: Task, problems: Sequence[Problem], samples: int, *, m
              seed: int = 0, prompts_at_once: int = 128, pool=None, drawn_into: list | None = None):
   """`samples` answers to each problem -> (summary, table of all answers).
 
-  Summary: pass@1 (the mean), pass@k for k = 1, 2, 4 .. samples, cons@samples, lenient (mean accuracy by the task's
-  lenient matcher), format, length, truncated_share. pool: worker processes for the rewards, or None. drawn_into: a list
-  that is given the Rollouts, for a ledger.
+  pool: worker processes for the rewards, or None. drawn_into: a list that is given the Rollouts, for a ledger.
   """
+  table = answered(params, task, problems, samples, model=model, cfg=cfg, seed=seed,
+                   prompts_at_once=min(prompts_at_once, len(problems)), pool=pool, drawn_into=drawn_into)
+  return summary(table, task, samples), table
+
+
+def evaluate_in_parts(parts: Parts, params, task: Task, problems: Sequence[Problem], samples: int, *,
+                      model: ModelConfig, cfg: SampleConfig, seed: int = 0, prompts_at_once: int = 128, pool=None,
+                      done=lambda problems: None):
+  """As `evaluate`, `prompts_at_once` problems a part; parts that are finished are not sampled again.
+
+  done(n): is told when n problems are, and once before the first.
+  """
+  at_once = min(prompts_at_once, len(problems))
+  firsts = range(0, len(problems), at_once)
+  done(sum(len(problems[first:first + at_once]) for first in firsts if parts.done(first)))
+  for first in firsts:
+    if not parts.done(first):
+      parts.write(first, answered(
+        params, task, problems[first:first + at_once], samples, model=model, cfg=cfg, seed=seed,
+        prompts_at_once=at_once, pool=pool, asked=Counter(p.id for p in problems[:first])))
+      done(sum(len(problems[first:first + at_once]) for first in firsts if parts.done(first)))
+  table = parts.table(firsts)
+  return summary(table, task, samples), table
+
+
+def answered(params, task: Task, problems: Sequence[Problem], samples: int, *, model: ModelConfig, cfg: SampleConfig,
+             seed: int, prompts_at_once: int, pool=None, drawn_into: list | None = None,
+             asked: Counter | None = None) -> dict[str, list]:
+  """The table of all answers, scored. asked: as in rollout.jobs_of, where these are not the first problems."""
   rollouts = rollout.sample(params, problems, samples, model=model, tokenizer=task.tokenizer, cfg=cfg, seed=seed,
-                            step=EVAL_STEP, prompts_at_once=min(prompts_at_once, len(problems)), encode=task.encode)
+                            step=EVAL_STEP, prompts_at_once=prompts_at_once, encode=task.encode, asked=asked)
   if drawn_into is not None:
     drawn_into.append(rollouts)
   terms = {name: (1.0, reward) for name, reward in task.rewards.items()}
-  reward_N, parts = rollout.score(rollouts, terms, pool=pool)
-  correct_BG = np.asarray([p["accuracy"].value == 1 for p in parts]).reshape(len(problems), samples)
+  reward_N, scores = rollout.score(rollouts, terms, pool=pool)
   lenient = task.lenient or task.rewards["accuracy"]
   lenient_N, _ = rollout.score(rollouts, dict(lenient=(1.0, lenient)), truncated="scored", pool=pool)
-  finals = [final_answer(text) for text in rollouts.texts]
+  table = rollout.table(rollouts, reward_N, scores)
+  table["lenient"] = lenient_N.tolist()
+  table["final_answer"] = [final_answer(text) for text in rollouts.texts]
+  return table
+
+
+def summary(table: dict[str, list], task: Task, samples: int) -> dict[str, float]:
+  """pass@1 (the mean), pass@k for k = 1, 2, 4 .. samples, cons@samples, lenient (mean accuracy by the task's lenient
+  matcher), format, length, truncated_share, of `samples` rows a problem."""
+  correct_BG = (np.asarray(table["reward/accuracy"]) == 1).reshape(-1, samples)
+  finals = table["final_answer"]
   ks = sorted({2**i for i in range(samples.bit_length())} | {samples})
   out = {f"pass@{k}": np.mean([pass_at_k(samples, int(c.sum()), k) for c in correct_BG]) for k in ks}
   out[f"cons@{samples}"] = np.mean([consensus(finals[b * samples:(b + 1) * samples], correct_BG[b])
-                                    for b in range(len(problems))])
-  out["lenient"] = np.mean(lenient_N)
-  out |= {name: np.mean([p[name].value for p in parts]) for name in task.rewards if name != "accuracy"}
-  out |= {"length": np.mean([len(a) for a in rollouts.answers]), "truncated_share": rollouts.truncated_N.mean()}
-  table = rollout.table(rollouts, reward_N, parts)
-  table["lenient"] = lenient_N.tolist()
-  table["final_answer"] = finals
-  return {k: float(v) for k, v in out.items()}, table
+                                    for b in range(len(correct_BG))])
+  out["lenient"] = np.mean(table["lenient"])
+  out |= {name: np.mean(table[f"reward/{name}"]) for name in task.rewards if name != "accuracy"}
+  out |= {"length": np.mean(table["length"]), "truncated_share": np.mean(table["truncated"])}
+  return {k: float(v) for k, v in out.items()}
 
 
 def suite(params, task: Task, suite: Suite, samples: int, *, model: ModelConfig, cfg: SampleConfig, into: Path,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from r1jax.report.folder import bill_of, look_at, read, summary_of
+from r1jax.report.advice import look_at
+from r1jax.report.folder import bill_of, read, summary_of
 from r1jax.report.page import render
 
 __all__ = ["bill_of", "look_at", "read", "summary", "write"]
 
 
-def summary(workdir: Path) -> list[tuple[str, str, str]]:
+def summary(workdir: Path) -> list[tuple[str, ...]]:
   """The table at the top of the report, as strings; its first row is the header."""
   return summary_of(read(Path(workdir)))
 

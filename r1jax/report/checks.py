@@ -1,7 +1,7 @@
 """What the doctor looks for in a stage's chart: one check a symptom, thresholds first.
 
 A check takes the chart and yields findings with their numbers and the config key to try. Compared are the first fifth
-of the steps and the last (folder.ends_of); a movement counts beyond two standard errors. Thresholds have their source
+of the steps and the last (advice.ends_of); a movement counts beyond two standard errors. Thresholds have their source
 where there is one and "ours" where there is none: they say where to look, and are no verdict.
 """
 
@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
-from r1jax.report.folder import ends_of
+from r1jax.report.advice import ends_of
 
 TRUNCATED = 0.10          # ScaleRL (2510.13786): truncation of 10 to 15% predicts instability
 TRUNCATED_BAD = 0.15

@@ -6,16 +6,15 @@ be read becomes a note, never an exception.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
-import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from r1jax.report import bill
 
+NO_POLICY = ("rejection", "reward_model")     # kinds of stages that leave the policy as it was
 SHARE = re.compile(r"(?!reward).*(accuracy|pass@|cons@|share|strict|lenient|verdict/|ledger/mfu)")   # shown in percent
 
 
@@ -23,6 +22,15 @@ class Stage(NamedTuple):
   name: str
   rows: list[dict[str, float | None]]   # one a step, in order; None where the run logged NaN or infinity
   samples: list[tuple[int, Path]]       # (step, parquet file), in order
+  kind: str                             # what it does: pretrain, rejection, reasoning_rl, ...
+  start: str                            # the stage whose policy it starts from; "": none
+  data: str                             # the stage whose data it learns from; "": none
+  info: dict[str, Any]                  # stage.json: seconds, finished, redone; {} where there is none
+  filters: dict[str, Any] | None        # filters.json of a rejection stage
+
+  @property
+  def is_rl(self) -> bool:
+    return self.kind not in NO_POLICY and any("reward" in row for row in self.rows)
 
 
 class Run(NamedTuple):
@@ -31,7 +39,14 @@ class Run(NamedTuple):
   result: dict[str, Any] | None         # None: the run has not ended
   stages: list[Stage]
   notes: list[str]                      # what could not be read
-  ledger: dict[str, Any] | None = None  # ledger.json
+  ledger: dict[str, Any] | None         # ledger.json
+  evals: dict[str, dict[str, Any]]      # of each policy that was evaluated, in the run's order
+  eval_samples: dict[str, Path]         # and its answers
+
+  @property
+  def is_pipeline(self) -> bool:
+    """Whether stages have artefacts and lineage; else a plain chain, evaluated at its ends."""
+    return any(stage.info or stage.data for stage in self.stages) or bool(set(self.evals) - {"base", "final"})
 
 
 def number(value) -> float | None:
@@ -82,14 +97,37 @@ def read(workdir: Path) -> Run:
   if config is None:
     notes.append("no readable config.json: stages are listed by name, not in the order they ran")
     config = {"stages": sorted(path.parent.name for path in workdir.glob("*/metrics.jsonl"))}
-  stages, names = [], config.get("stages")
+  stages: list[Stage] = []
+  names = config.get("stages")
   for name in map(str, names if isinstance(names, list) else ()):
-    found = [(int(match[1]), path) for path in (workdir / name / "samples").glob("step_*.parquet")
-             if (match := re.fullmatch(r"step_(\d+)\.parquet", path.name))]
-    stages.append(Stage(name, read_rows(workdir / name / "metrics.jsonl", notes), sorted(found)))
+    stages.append(read_stage(workdir, name, config, stages, notes))
   title = str(config.get("name") or ", then ".join(stage.name for stage in stages) or workdir.name)
-  return Run(title, config, read_json(workdir / "result.json", notes), stages, notes,
-             read_json(workdir / "ledger.json", notes))
+  result = read_json(workdir / "result.json", notes)
+  policies = dict.fromkeys(["base", *(stage.name for stage in stages), "final"])
+  evals = {name: found for name in policies if (found := read_eval(workdir, name, result or {}, notes))}
+  tables = {name: path for name in policies if (path := workdir / "eval" / f"{name}.parquet").is_file()}
+  return Run(title, config, result, stages, notes, read_json(workdir / "ledger.json", notes), evals, tables)
+
+
+def read_stage(workdir: Path, name: str, config: dict, before: list[Stage], notes: list[str]) -> Stage:
+  found = [(int(match[1]), path) for path in (workdir / name / "samples").glob("step_*.parquet")
+           if (match := re.fullmatch(r"step_(\d+)\.parquet", path.name))]
+  info = read_json(workdir / name / "stage.json", notes) or {}
+  section = config.get(name) if isinstance(config.get(name), dict) else {}
+  policies = [stage.name for stage in before if stage.kind not in NO_POLICY]
+
+  def told(key: str, default: str) -> str:
+    value = info.get(key) or section.get(key)
+    return value if isinstance(value, str) and value else default
+  return Stage(name, read_rows(workdir / name / "metrics.jsonl", notes), sorted(found), told("stage", name),
+               told("start", policies[-1] if policies else ""), told("data", ""), info,
+               read_json(workdir / name / "filters.json", notes))
+
+
+def read_eval(workdir: Path, name: str, result: dict, notes: list[str]) -> dict[str, Any]:
+  """A policy's figures by their names, from its own file or from what result.json holds of it."""
+  values = read_json(workdir / "eval" / f"{name}.json", notes) or result
+  return {key.removeprefix(f"{name}/"): value for key, value in values.items() if key.startswith(f"{name}/")}
 
 
 def show(key: str, value) -> str:
@@ -105,21 +143,26 @@ def show(key: str, value) -> str:
   return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
-def summary_of(run: Run) -> list[tuple[str, str, str]]:
-  if run.result is None:   # unfinished: the best that there is
+def label(name: str) -> str:
+  return "mean answer length, tokens" if name == "length" else name.replace("_", " ").replace("/", ": ")
+
+
+def summary_of(run: Run) -> list[tuple[str, ...]]:
+  """The table that is read first, its header too: figures down, policies across, in the order of the run."""
+  if run.result is None and not (run.is_pipeline and run.evals):   # unfinished: the best that there is
     table = [("so far", "first logged", "last logged")]
     for stage in run.stages:
       for key in ("loss", "reward", "accuracy", "length", "eval/greedy_accuracy", "eval/greedy_length"):
         if values := [row[key] for row in stage.rows if row.get(key) is not None]:
           table.append((f"{stage.name}: {key}", show(key, values[0]), show(key, values[-1])))
     return table
-  keys = [key.partition("/") for key in run.result]
-  pairs = dict.fromkeys(name for side, _, name in keys if side in ("base", "final"))
-  table = [("", "base", "final")]
-  for name in pairs:
-    label = "mean answer length, tokens" if name == "length" else name.replace("_", " ")
-    table.append((label, *(show(name, run.result[f"{side}/{name}"])
-                  if f"{side}/{name}" in run.result else "" for side in ("base", "final"))))
+  policies = list(run.evals) if run.is_pipeline else ["base", "final"]
+  of = lambda policy: run.evals.get(policy, {})
+  table = [("", *policies)]
+  for name in dict.fromkeys(name for policy in policies for name in of(policy)):
+    table.append((label(name), *(show(name, of(policy)[name]) if name in of(policy) else "" for policy in policies)))
+  if run.is_pipeline:     # the stages' times have a table of their own
+    return table
   return table + [(key.replace("seconds/", "time, "), "", show(key, run.result[key])) for key in run.result
                   if key.partition("/")[0] not in ("base", "final")]
 
@@ -131,51 +174,3 @@ def bill_of(run: Run) -> tuple[list[tuple[str, ...]], list[str]]:
     return table, bill.notes(run.ledger) if table else []
   except (AttributeError, KeyError, TypeError, ValueError):
     return [], ["ledger.json could not be read"]
-
-
-def ends_of(rows: list[dict], key: str) -> tuple[float, float, float]:
-  """Means of a metric over the first and the last fifth of the steps, and the standard error of their difference.
-
-  Too few steps: NaN for the means, infinity for the error.
-  """
-  values = [row[key] for row in rows if row.get(key) is not None]
-  fifth = len(values) // 5
-  if not fifth:
-    return math.nan, math.nan, math.inf
-  parts = values[:fifth], values[-fifth:]
-  error = math.sqrt(sum(statistics.pvariance(part) / fifth for part in parts)) if fifth > 3 else math.inf
-  return statistics.fmean(parts[0]), statistics.fmean(parts[1]), error
-
-
-def look_at(rows: list[dict]) -> list[str]:
-  """What the numbers alone say is wrong: [] is good. Compared: the first fifth of the steps and the last."""
-  said = []
-  for key in ("loss", "grad_norm", "reward", "kl"):
-    if broken := [row["step"] for row in rows if key in row and row[key] is None]:
-      said.append(f"{key} was not finite in {len(broken)} step(s), first at step {broken[0]}.")
-
-  ends = functools.partial(ends_of, rows)
-  right_then, right, _ = ends("accuracy")
-  if (share := ends("zero_variance_share")[1]) > 0.8:
-    why = ("the problems have become too easy" if right > 0.9 else "the problems are still too hard"
-           if right < 0.1 else "a problem is solved always or never; larger groups would tell more")
-    said.append(f"{share:.0%} of groups agree and so teach nothing: {why}.")
-  if (share := ends("truncated_share")[1]) > 0.1:
-    said.append(f"{share:.0%} of answers are cut off at the length limit, and are judged unfinished.")
-  then, now, _ = ends("entropy")
-  if now < 0.1 * then:
-    solved = ", as it will on a task that is solved" if right > 0.9 else ": exploring has all but stopped"
-    said.append(f"Entropy fell from {then:.3g} to {now:.3g} nats a token{solved}.")
-  if (gap := ends("mismatch/k3")[1]) > 1e-3:
-    said.append(f"Sampler and trainer disagree (k3 {gap:.2g}; healthy is below 0.001): look for a difference "
-                "in precision, masks or temperature before trusting the curves.")
-  if (share := ends("clip_share")[1]) > 0.2:
-    said.append(f"{share:.0%} of tokens are clipped: updates are too large, or the answers too old.")
-  then, now, error = ends("reward")
-  if now - then < -2 * error:
-    said.append(f"Reward fell, from {then:.3g} to {now:.3g}.")
-  elif now - then <= 2 * error < math.inf and not right > 0.9:
-    said.append(f"Reward is flat: {then:.3g} at the start, {now:.3g} at the end, within its noise.")
-  elif right < right_then - 0.05:
-    said.append(f"Accuracy fell ({right_then:.0%} to {right:.0%}), reward did not: it is earned elsewhere.")
-  return said

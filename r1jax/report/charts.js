@@ -1,34 +1,7 @@
-"use strict"
 // Draws the curves of report.html from the JSON beside it. Each chart's legend is its read-out: it shows the
-// last values, or those at the crosshair, which all charts of a stage share.
-const SVG = "http://www.w3.org/2000/svg"   // a name, not an address: nothing is fetched
+// last values, or those at the crosshair, which all charts of a stage share. spec.bounds: stages on one axis, by their
+// first step; spec.spans: stretches to shade.
 const LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 20
-
-function svg(name, attributes, text) {
-  const node = document.createElementNS(SVG, name)
-  for (const key in attributes) node.setAttribute(key, attributes[key])
-  if (text !== undefined) node.textContent = text
-  return node
-}
-
-function html(name, className, text) {
-  const node = document.createElement(name)
-  node.className = className
-  if (text !== undefined) node.textContent = text
-  return node
-}
-
-const count = whole => whole.toLocaleString("en")
-
-function readable(value, share) {
-  if (value == null) return "–"
-  const size = Math.abs(value)
-  if (share) return (100 * value).toFixed(size >= 0.1 || !size ? 1 : 2) + "%"
-  const far = size >= 1e7 || (size && size < 1e-3)
-  const near = size >= 1000 ? count(Math.round(value)) : String(+value.toPrecision(3))
-  const text = far ? value.toExponential(1) : near
-  return text.replace("e+", "e").replaceAll("-", "−")
-}
 
 // Round numbers inside [low, high], about `count` of them: multiples of 1, 2 or 5 times a power of ten.
 function ticks(low, high, count) {
@@ -70,10 +43,12 @@ function nearest(xs, x) {
   return Math.abs(xs[low] - x) <= Math.abs(xs[high] - x) ? low : high
 }
 
-function runningMean(ys) {
-  const reach = Math.max(2, Math.round(ys.length / 40))
+// Of neighbours of the same stage: `stage` says which one a step is of.
+function runningMean(xs, ys, stage) {
+  const reach = Math.max(2, Math.round(ys.length / 40)), of = xs.map(stage)
   return ys.map((y, i) => {
-    const near = ys.slice(Math.max(0, i - reach), i + reach + 1).filter(v => v != null)
+    const from = Math.max(0, i - reach)
+    const near = ys.slice(from, i + reach + 1).filter((v, j) => v != null && of[from + j] === of[i])
     return y == null ? null : near.reduce((a, b) => a + b, 0) / near.length
   })
 }
@@ -100,12 +75,15 @@ function chart(figure, spec) {
     return v == null || unit == null ? null : TOP + (axis.high - unit) / (axis.high - axis.low || 1) * high
   }
 
+  const bounds = spec.bounds || [], stage = x => bounds.findLastIndex(bound => bound.at <= x)
+  const named = x => bounds.length ? `${bounds[stage(x)].name} ${count(x - bounds[stage(x)].at)}` : "step " + count(x)
   const beside = x => px(x) > width - RIGHT - 24 ? "end" : "middle"   // no label may leave the chart
 
-  function line(xs, ys) {   // a gap wherever a value is missing; a lone point becomes a round dot
+  function line(xs, ys) {   // a gap where a value is missing or a stage begins; a lone point becomes a round dot
     let d = "", pen = false
     xs.forEach((x, i) => {
       const y = py(ys[i])
+      if (i && stage(x) !== stage(xs[i - 1])) pen = false
       if (y != null) d += `${pen ? "L" : "M"}${px(x).toFixed(1)} ${y.toFixed(1)}${pen ? "" : "h0"}`
       pen = y != null
     })
@@ -116,6 +94,8 @@ function chart(figure, spec) {
     width = plot.clientWidth
     if (!width) return
     const root = svg("svg", {width, height, "aria-hidden": "true"})
+    for (const [from, to] of spec.spans || [])
+      root.append(svg("rect", {x: px(from), y: TOP, width: Math.max(2, px(to) - px(from)), height: high, class: "span"}))
     let labelled = Infinity
     for (const value of axis.at) {
       const y = py(value)
@@ -137,11 +117,16 @@ function chart(figure, spec) {
         root.append(svg("path", {d: "M" + d.join("L") + "Z", class: "band" + colour}))
       }
       root.append(svg("path", {d: line(curve.x, curve.y), class: "curve" + (smooth ? " pale" : "") + colour}))
-      if (smooth) root.append(svg("path", {d: line(curve.x, runningMean(curve.y)), class: "curve" + colour}))
+      if (smooth) root.append(svg("path", {d: line(curve.x, runningMean(curve.x, curve.y, stage)), class: "curve" + colour}))
       if (curve.x.length === 1 || curve.marks && curve.x.length < 60) curve.x.forEach((x, j) => {
         const y = py(curve.y[j])
         if (y != null) root.append(svg("circle", {cx: px(x), cy: y, r: 4, class: "dot" + colour}))
       })
+    })
+    bounds.forEach((bound, i) => {
+      const x = px(bound.at), room = px(i + 1 < bounds.length ? bounds[i + 1].at : end) - x
+      if (i) root.append(svg("line", {x1: x, x2: x, y1: TOP, y2: height - BOTTOM, class: "bound"}))
+      if (room > 6.5 * bound.name.length + 8) root.append(svg("text", {x: x + 5, y: TOP + 12, class: "name"}, bound.name))
     })
     cross = root.appendChild(svg("g", {}))
     plot.replaceChildren(root)
@@ -155,17 +140,17 @@ function chart(figure, spec) {
     if (cross && x != null)
       cross.append(svg("line", {x1: px(x), x2: px(x), y1: TOP, y2: height - BOTTOM, class: "cross"}),
                    svg("text", {x: px(x), y: height - 4, "text-anchor": beside(x), class: "step"},
-                       "step " + count(x)))
+                       named(x)))
     spec.curves.forEach((curve, i) => {
       const j = nearest(curve.x, at), value = readable(curve.y[j], spec.share)
       readouts[i].textContent = value
-      said.push(`${curve.name} ${value}` + (curve.x[j] === at ? "" : ` (step ${curve.x[j]})`))
+      said.push(`${curve.name} ${value}` + (curve.x[j] === at ? "" : ` (${named(curve.x[j])})`))
       const y = py(curve.y[j])
       if (x != null && y != null && cross)
         cross.append(svg("circle", {cx: px(curve.x[j]), cy: y, r: 4, class: "dot s" + i % 8}))
     })
     plot.setAttribute("aria-valuenow", at)
-    plot.setAttribute("aria-valuetext", `step ${at}: ${said.join(", ")}`)
+    plot.setAttribute("aria-valuetext", `${named(at)}: ${said.join(", ")}`)
   }
 
   const together = x => drawn.forEach(other => other.stage === spec.stage && other.show(x))
