@@ -113,9 +113,9 @@ def answers(stage, step):
     scenario = ("reasoning", "reasoning", "general", "unsafe")[problem % 4] if stage == "r1" else "reasoning"
     for g in range(4):
       right = (problem + g + step) % 3 != 0
-      text = f"<think>\n{problem} + {g} needs a carry\n</think>\n<answer>{problem + g}</answer>"
-      row = sample(step, stage=stage, problem=problem, sample=g, prompt=f"What is {problem} + {g}?",
-                   gold=str(problem + g), text=text + " zebra" * (problem == 11), scenario=scenario,
+      text = f"<think>\n{problem} + 5 needs a carry\n</think>\n<answer>{problem + 5 + (not right)}</answer>"
+      row = sample(step, stage=stage, problem=problem, sample=g, prompt=f"What is {problem} + 5?",
+                   gold=str(problem + 5), text=text + " zebra" * (problem == 11), scenario=scenario,
                    verdict="correct" if right else "wrong", reward=float(right) + 1, advantage=right - 0.5)
       row["reward/accuracy"] = float(right)
       if scenario != "reasoning":

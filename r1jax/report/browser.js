@@ -13,6 +13,7 @@ function browser(root, sources) {
   const controls = root.appendChild(html("div", "controls"))
   function labelled(text, input) {
     const label = controls.appendChild(html("label", "", text))
+    input.setAttribute("aria-label", text)
     label.append(input)
     return input
   }
@@ -33,7 +34,7 @@ function browser(root, sources) {
     return input
   }
   const tests = [
-    choice("Stage", row => row.stage, "all"), choice("From", row => when(row), "all"),
+    choice("Stage", row => row.stage, "all"), choice("Step", row => when(row), "all"),
     choice("Scenario", row => row.group.scenario, "all"), choice("Verdict", row => shownAs(row.verdict), "all"),
     choice("Filter", row => row.dropped ? "dropped: " + row.dropped : "kept", "all"),
   ]
@@ -147,8 +148,10 @@ function browser(root, sources) {
   const typing = node => node instanceof HTMLInputElement || node instanceof HTMLSelectElement || node instanceof HTMLTextAreaElement
   document.addEventListener("keydown", event => {
     if (event.ctrlKey || event.metaKey || event.altKey) return
-    if (event.key === "Escape" && event.target === search) return list.focus({preventScroll: true})
-    if (event.key === "Enter" && event.target === search) return list.focus({preventScroll: true})
+    if (event.target === search && ["Escape", "Enter"].includes(event.key)) {
+      event.preventDefault()      // or Escape would empty the field
+      return list.focus({preventScroll: true})
+    }
     if (typing(event.target)) return
     const arrows = event.target === list ? {ArrowDown: 1, ArrowUp: -1, PageDown: PAGE, PageUp: -PAGE} : {}
     const to = {Home: 0, End: found.length - 1}[event.key], by = {j: 1, k: -1, ...arrows}[event.key]

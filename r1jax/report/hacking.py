@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from r1jax.report.advice import ends_of
 from r1jax.report.figures import Figures
-from r1jax.report.folder import Run, Stage, show
+from r1jax.report.folder import Run, Stage, label, show
 from r1jax.report.markup import esc, list_html, table_html
 
 FALL = 0.03          # of a figure's height: smaller falls are not told; ours
@@ -74,7 +74,7 @@ def falls(stage: Stage) -> list[Fall]:
 
 def said(stage: Stage) -> list[str]:
   """The falls in words."""
-  return [f"{fall.key.removeprefix('eval/').replace('_', ' ')} fell from {show(fall.key, fall.figure[0])} to "
+  return [f"{label(fall.key.removeprefix('eval/'))} fell from {show(fall.key, fall.figure[0])} to "
           f"{show(fall.key, fall.figure[1])} between steps {fall.steps[0]:,} and {fall.steps[1]:,}, while the reward "
           f"rose from {fall.reward[0]:.3g} to {fall.reward[1]:.3g}." for fall in falls(stage)]
 
@@ -92,9 +92,9 @@ def change(run: Run, stage: Stage) -> tuple[list[tuple[str, ...]], list[str]]:
     if not all(isinstance(x, int | float) and math.isfinite(x) for x in (a, b)):
       continue
     down = b < a - FALL * abs(a)
-    table.append((name.replace("_", " "), show(name, a), show(name, b), "▼ fell" if down else ""))
+    table.append((label(name), show(name, a), show(name, b), "▼ fell" if down else ""))
     if down and rose:
-      fell.append(f"{name.replace('_', ' ')}: {show(name, a)} before the stage, {show(name, b)} after it, while the "
+      fell.append(f"{label(name)} was {show(name, a)} before the stage and is {show(name, b)} after it, while the "
                   f"reward rose from {then:.3g} to {now:.3g}.")
   return (table if len(table) > 1 else []), fell
 
