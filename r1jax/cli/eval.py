@@ -82,8 +82,8 @@ def main(argv: list[str]) -> int:
   console = Console()
   kept = parts.Parts(out / f"{name}.parts", settings)
   if kept.dropped:
-    console.print(f"starting anew: {', '.join(kept.dropped)} differ from those of the evaluation that was cut off here",
-                  soft_wrap=True, markup=False)
+    console.print(f"starting anew: {', '.join(kept.dropped)} {'differs' if len(kept.dropped) == 1 else 'differ'} from"
+                  " what an evaluation was made with that was cut off here", soft_wrap=True, markup=False)
   with Workers() if found and found.hangs else contextlib.nullcontext() as pool, metrics.progress(console) as progress:
     bar, told = progress.add_task("eval", total=len(problems), numbers=""), []
 

@@ -4,7 +4,6 @@ small tasks."""
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,18 +63,17 @@ def evaluate_in_parts(parts: Parts, params, task: Task, problems: Sequence[Probl
     if not parts.done(first):
       parts.write(first, answered(
         params, task, problems[first:first + at_once], samples, model=model, cfg=cfg, seed=seed,
-        prompts_at_once=at_once, pool=pool, asked=Counter(p.id for p in problems[:first])))
+        prompts_at_once=at_once, pool=pool))
       done(sum(len(problems[first:first + at_once]) for first in firsts if parts.done(first)))
   table = parts.table(firsts)
   return summary(table, task, samples), table
 
 
 def answered(params, task: Task, problems: Sequence[Problem], samples: int, *, model: ModelConfig, cfg: SampleConfig,
-             seed: int, prompts_at_once: int, pool=None, drawn_into: list | None = None,
-             asked: Counter | None = None) -> dict[str, list]:
-  """The table of all answers, scored. asked: as in rollout.jobs_of, where these are not the first problems."""
+             seed: int, prompts_at_once: int, pool=None, drawn_into: list | None = None) -> dict[str, list]:
+  """The table of all answers, scored."""
   rollouts = rollout.sample(params, problems, samples, model=model, tokenizer=task.tokenizer, cfg=cfg, seed=seed,
-                            step=EVAL_STEP, prompts_at_once=prompts_at_once, encode=task.encode, asked=asked)
+                            step=EVAL_STEP, prompts_at_once=prompts_at_once, encode=task.encode)
   if drawn_into is not None:
     drawn_into.append(rollouts)
   terms = {name: (1.0, reward) for name, reward in task.rewards.items()}

@@ -119,7 +119,7 @@ def filters_html(run: Run) -> str:
   if not counts:
     return ""
   names = list(dict.fromkeys(name for _, _, dropped in counts.values() for name in dropped))
-  css = {name: f"s{1 + i % 7}" for i, name in enumerate(names)}
+  css = {name: f"s{(1, 3, 4, 5, 0, 7)[i % 6]}" for i, name in enumerate(names)}     # the others are green, as kept is
   head = "".join(f'<th><i class="swatch {css.get(name, "kept")}"></i>{esc(name)}</th>' for name in ("kept", *names))
   rows = ""
   for stage, (sampled, kept, dropped) in counts.items():
