@@ -30,6 +30,8 @@ def main(argv: list[str]) -> int:
     console.print(line, soft_wrap=True)
   for stage in run.stages:
     for line in report.look_at(stage.rows):
-      console.print(f"{stage.name}: {line}")
+      console.print(f"{stage.name}: {line}", markup=False)
+  for line in report.hacked(run):
+    console.print(line, markup=False)
   console.print(f"report: {page}", soft_wrap=True)
   return 0

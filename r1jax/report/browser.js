@@ -49,7 +49,8 @@ function browser(root, sources) {
 
   const panes = root.appendChild(html("div", "panes")), side = panes.appendChild(html("div", "side"))
   const list = side.appendChild(html("ol", "list"))
-  for (const [key, value] of [["role", "listbox"], ["tabindex", 0], ["aria-label", "Answers"]]) list.setAttribute(key, value)
+  const roles = {role: "listbox", tabindex: 0, "aria-label": "Answers"}
+  for (const key in roles) list.setAttribute(key, roles[key])
   const pager = side.appendChild(html("div", "pager"))
   const back = pager.appendChild(html("button", "", "‹ back")), where = pager.appendChild(html("span", ""))
   const next = pager.appendChild(html("button", "", "further ›"))
@@ -62,7 +63,8 @@ function browser(root, sources) {
     const words = search.value.toLowerCase()
     const kept = found[selected]
     found = all.filter(row => tests.every(test => test(row)) && (!words || row.search.includes(words))
-      && (low == null || row.reward >= low && row.reward != null) && (high == null || row.reward <= high && row.reward != null))
+      && (low == null || row.reward != null && row.reward >= low)
+      && (high == null || row.reward != null && row.reward <= high))
     summary.textContent = `${count(found.length)} of ${count(all.length)} answers`
     select(Math.max(0, found.indexOf(kept)))
   }
@@ -98,8 +100,8 @@ function browser(root, sources) {
   }
 
   // right, wrong, or neither: where no answer was asked for
-  function kind(row) { return row.verdict === "correct" ? "good" : !row.verdict || row.verdict === "not_asked" ? "neutral" : "bad" }
-  function mark(row) { return html("b", kind(row), {good: "✓", bad: "✗", neutral: "·"}[kind(row)]) }
+  const kind = row => row.verdict === "correct" ? "good" : ["", "not_asked"].includes(row.verdict) ? "neutral" : "bad"
+  const mark = row => html("b", kind(row), {good: "✓", bad: "✗", neutral: "·"}[kind(row)])
 
   function marked(text) {   // a <pre> in which what is searched for stands out
     const pre = html("pre", "text"), words = search.value.toLowerCase(), lower = text.toLowerCase()
@@ -124,8 +126,10 @@ function browser(root, sources) {
     if (row.group.scenario) fact("scenario", row.group.scenario)
     if (row.dropped) fact("left out by", row.dropped)
     fact("reward", readable(row.reward))
-    for (const [name, value, says] of row.parts)
-      fact("· " + name, says === "not_asked" ? "does not apply" : readable(value) + (says && name !== "accuracy" ? ` (${shownAs(says)})` : ""))
+    for (const [name, value, says] of row.parts) {
+      const more = says && name !== "accuracy" ? ` (${shownAs(says)})` : ""
+      fact("· " + name, says === "not_asked" ? "does not apply" : readable(value) + more)
+    }
     if (row.advantage != null) fact("advantage", (row.advantage > 0 ? "+" : "") + readable(row.advantage))
     fact("tokens", readable(row.length))
     if (row.logp_mean != null) fact("log-prob", `${readable(row.logp_mean)}, least ${readable(row.logp_min)}`)
@@ -145,7 +149,7 @@ function browser(root, sources) {
     detail.append(facts, texts)
   }
 
-  const typing = node => node instanceof HTMLInputElement || node instanceof HTMLSelectElement || node instanceof HTMLTextAreaElement
+  const typing = node => ["INPUT", "SELECT"].includes(node.tagName)
   document.addEventListener("keydown", event => {
     if (event.ctrlKey || event.metaKey || event.altKey) return
     if (event.target === search && ["Escape", "Enter"].includes(event.key)) {

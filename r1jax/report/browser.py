@@ -17,7 +17,7 @@ from r1jax.report.markup import esc, json_html
 
 STEPS = 5                # sample files of a stage that are looked into
 ANSWERS = 200            # of a stage's training, at most; as many of its policy's evaluation
-CHARACTERS = 1_000_000   # of a stage's training, at most, and of an evaluation
+CHARACTERS = 500_000     # of a stage's training, at most, and of an evaluation
 LONGEST = 8_000          # characters: the middle of a longer text is left out
 FACTS = ("reward", "advantage", "length", "logp_mean", "logp_min")      # numbers of an answer
 KEYS = (("j", "k", "next and previous answer"), ("[", "]", "page back and forward"), ("/", "", "search"),

@@ -95,7 +95,7 @@ function chart(figure, spec) {
     if (!width) return
     const root = svg("svg", {width, height, "aria-hidden": "true"})
     for (const [from, to] of spec.spans || [])
-      root.append(svg("rect", {x: px(from), y: TOP, width: Math.max(2, px(to) - px(from)), height: high, class: "span"}))
+      root.append(svg("rect", {class: "span", x: px(from), y: TOP, width: Math.max(2, px(to) - px(from)), height: high}))
     let labelled = Infinity
     for (const value of axis.at) {
       const y = py(value)
@@ -126,7 +126,8 @@ function chart(figure, spec) {
     bounds.forEach((bound, i) => {
       const x = px(bound.at), room = px(i + 1 < bounds.length ? bounds[i + 1].at : end) - x
       if (i) root.append(svg("line", {x1: x, x2: x, y1: TOP, y2: height - BOTTOM, class: "bound"}))
-      if (room > 6.5 * bound.name.length + 8) root.append(svg("text", {x: x + 5, y: TOP + 12, class: "name"}, bound.name))
+      if (room > 6.5 * bound.name.length + 8)
+        root.append(svg("text", {x: x + 5, y: TOP + 12, class: "name"}, bound.name))
     })
     cross = root.appendChild(svg("g", {}))
     plot.replaceChildren(root)

@@ -81,7 +81,8 @@ def said(stage: Stage) -> list[str]:
 
 def change(run: Run, stage: Stage) -> tuple[list[tuple[str, ...]], list[str]]:
   """Figures of the policy that the stage began with and of the one that it left: a table, and what fell."""
-  before, after = run.evals.get(stage.start or "base"), run.evals.get(stage.name if run.is_pipeline else "final")
+  ends = (stage.start, stage.name) if run.is_pipeline else ("base", "final" if stage is run.stages[-1] else "")
+  before, after = map(run.evals.get, ends)
   if not before or not after:
     return [], []
   then, now, error = ends_of(stage.rows, "reward")
