@@ -29,6 +29,7 @@ from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.reward_model import RewardModelConfig
 from r1jax.stages.sft import SFTConfig
 from r1jax.tasks import DataConfig
+from r1jax.tracking import TrackingConfig
 
 STAGES = dict(pretrain=PretrainConfig, sft=SFTConfig, dpo=DPOConfig, reward_model=RewardModelConfig,
               distill=DistillConfig, rejection=RejectionConfig, reasoning_rl=RLConfig,
@@ -78,6 +79,7 @@ class RunConfig:
   rewards: RewardsConfig = dataclasses.field(default_factory=RewardsConfig)
   ledger: LedgerConfig = dataclasses.field(default_factory=LedgerConfig)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
 
   def __post_init__(self):
     if not 0 <= self.seed < 2**31:

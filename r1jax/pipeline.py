@@ -22,7 +22,7 @@ import ml_collections
 from rich.console import Console
 
 from r1jax import config as configs
-from r1jax import ledger, lineage, metrics, policies, report, sharding
+from r1jax import ledger, lineage, metrics, policies, report, sharding, tracking
 from r1jax.config import NO_POLICY, RunConfig, Section
 from r1jax.evals import evaluate
 from r1jax.loop import Stop
@@ -49,7 +49,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | 
   task.tokenizer.save(workdir / "tokenizer.json")
   model = configs.with_vocab(cfg, task.tokenizer.vocab)
   mesh = sharding.make_mesh(cfg.mesh)
-  with jax.set_mesh(mesh), reward_workers(cfg) as pool:
+  with (jax.set_mesh(mesh), reward_workers(cfg) as pool,
+        tracking.of_run(cfg.tracking, workdir, cfg.name, config.to_dict())):
     tree = transformer.params(model)
     console.print(f"{cfg.name}: {param.count(tree):,} parameters on {mesh.size} {jax.default_backend()} device(s)")
     rates = ledger.rates(cfg.ledger, model, mesh.size, workdir / "ledger.json")
