@@ -29,6 +29,10 @@ def test_one_run_and_one_that_is_not_finished(tmp_path, capsys):
   (tmp_path / "b" / "eval" / "dev1.json").unlink()
   table.main([a, b, "--markdown"])
   assert capsys.readouterr().out.splitlines()[0] == "|  | base | zero |"
+  table.main([a, "--markdown", "--stages", "dev1", "base"])
+  assert capsys.readouterr().out.splitlines()[0] == "|  | dev1 | base |"
+  with pytest.raises(ValueError, match="--stages dev1: not evaluated in all of these runs; there are base, zero"):
+    table.main([a, b, "--stages", "dev1"])
   table.main([a])
   assert "0.900" in capsys.readouterr().out
 

@@ -22,11 +22,16 @@ def main(argv: list[str]) -> int:
     description="The stage table of pipeline runs, like the paper's: a column for the policy of each stage. Of several "
                 "runs (seeds of one experiment): means, the lowest and the highest.")
   parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+  parser.add_argument("--stages", nargs="+", metavar="NAME", help="these alone (default: all that were evaluated)")
   parser.add_argument("--markdown", action="store_true", help="as Markdown")
   args = parser.parse_args(argv)
   configs, figures = zip(*map(read, args.runs), strict=True)
   stages = [stage for stage in ["base", *configs[0]["stages"]] if all(stage in of for of in figures)]
   stages = list(dict.fromkeys(stages))
+  if args.stages:
+    if unknown := [name for name in args.stages if name not in stages]:
+      raise ValueError(f"--stages {unknown[0]}: not evaluated in all of these runs; there are {', '.join(stages)}")
+    stages = args.stages
   if not stages:
     raise ValueError("no stage has been evaluated in all of these runs (eval/STAGE.json; the config's eval.each=True)")
   rows = [(words, *(cell([of[stage].get(key) for of in figures]) for stage in stages))
@@ -38,7 +43,10 @@ def main(argv: list[str]) -> int:
   shown = Table("", *stages, title=f"{configs[0]['name']}, {len(figures)} run{'s' * (len(figures) > 1)}")
   for row in rows:
     shown.add_row(*row)
-  Console().print(shown)
+  widest = 4 + sum(3 + max(map(len, column)) for column in zip(("", *stages), *rows, strict=True))
+  console = Console()
+  console.width = max(console.width, widest)      # a wide table is scrolled, not broken up
+  console.print(shown)
   return 0
 
 
