@@ -2,7 +2,8 @@
 
 A checkpoint holds the TrainState and a small JSON of the rest (position in the data, checksums of all arrays). Orbax
 writes into a temporary folder and renames it, so that a killed process leaves no half checkpoint under a final name;
-checksums find the others: truncated, overwritten, flipped bits.
+checksums find the others: truncated, overwritten, flipped bits. Of several hosts each writes, reads and sums up its own
+parts of the arrays; a checkpoint fits any mesh and any number of hosts that see its folder.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+
+from r1jax import hosts
 
 log = logging.getLogger("r1jax")
 # Orbax' words for a whole checkpoint of another tree, or of other shapes
@@ -39,7 +42,9 @@ class Checkpoints:
   def __enter__(self) -> Checkpoints:
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, error, *_) -> None:
+    if error and hosts.count() > 1:      # Orbax would wait for the other hosts, which may be gone
+      return
     self._manager.wait_until_finished()
     self._manager.close()
 
@@ -51,7 +56,7 @@ class Checkpoints:
     """Starts writing; the arrays may be changed or donated as soon as this returns."""
     # a copy, so that donating the state to the next step cannot touch what the writer still reads
     state = jax.tree.map(jnp.copy, _present(state))
-    meta = dict(meta, checksums=checksums(state))
+    meta = dict(meta, checksums=checksums(state), checksum=KIND)
     if not self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state),
                                                             meta=ocp.args.JsonSave(meta))):
       raise ValueError(f"{self.folder}: Orbax declined to save step {step}; saved are {self.steps()}")
@@ -82,10 +87,18 @@ class Checkpoints:
     return None
 
   def _read(self, step: int, abstract):
-    out = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_present(abstract)),
-                                                              meta=ocp.args.JsonRestore()))
+    out = error = None
+    try:
+      out = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_present(abstract)),
+                                                                meta=ocp.args.JsonRestore()))
+    except Exception as wrong:
+      error = wrong
+    if any(errors := hosts.gather(error and str(error))):      # one host's failure is everyone's
+      raise error or ValueError(next(filter(None, errors)))
     meta = dict(out["meta"])
-    found, wanted = checksums(out["state"]), meta.pop("checksums")
+    wanted, kind = meta.pop("checksums"), meta.pop("checksum", "crc32")
+    found = checksums(out["state"]) if kind == KIND else _crc32(out["state"])
+    wanted = wanted if kind == KIND else {name: value for name, value in wanted.items() if name in found}
     wrong = [name for name in wanted if found.get(name) != wanted[name]]
     if wrong or len(found) != len(wanted):
       raise ValueError(f"checksum of {', '.join(wrong[:3]) or 'the list of arrays'} does not match")
@@ -97,9 +110,12 @@ class Checkpoints:
       return
     aside = self.folder.with_name(self.folder.name + ".damaged")
     aside.mkdir(exist_ok=True)
-    shutil.rmtree(aside / str(step), ignore_errors=True)
     self._manager.close()
-    shutil.move(self.folder / str(step), aside / str(step))
+
+    def move():
+      shutil.rmtree(aside / str(step), ignore_errors=True)
+      shutil.move(self.folder / str(step), aside / str(step))
+    hosts.from_main(move)
     self._manager = self._open()
     log.warning("checkpoint %s/%s is damaged (%s): moved to %s, using the one before", self.folder, step, reason, aside)
 
@@ -120,13 +136,51 @@ def _like(abstract, found):
 
 
 def abstract(make_state, *args):
-  """Shapes of make_state(*args), all on one device, to restore a checkpoint with where the run itself is not."""
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  """Shapes of make_state(*args), all on one device (of several hosts: on each), to restore a checkpoint with where the
+  run itself is not."""
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if hosts.count() == 1 else hosts.everywhere()
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
                       jax.eval_shape(make_state, *args))
 
 
+KIND = "weighted"
+
+
 def checksums(state) -> dict[str, int]:
-  """CRC-32 of each array's bytes, by path. Arrays that other hosts hold parts of are left out."""
+  """Of each array, by path: the sum of its values' bits, each times an odd number that its place gives, mod 2^32.
+
+  One wrong value always shows, as an odd factor can be undone. The sum does not depend on how the array is split.
+  """
+  of = lambda x: sum(_sum(s.data, s.index, x.shape) for s in x.addressable_shards if not s.replica_id)
+  own = {jax.tree_util.keystr(path): of(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
+  parts = hosts.gather(own)
+  return {name: sum(part[name] for part in parts) % 2**32 for name in own}
+
+
+def _sum(data, index, shape) -> int:
+  """The part of a checksum that one shard, which lies at `index` of an array of `shape`, has in it."""
+  x = np.atleast_1d(np.asarray(data))
+  if not x.size:
+    return 0
+  starts = [i.indices(n)[0] for i, n in zip(index, shape, strict=True)] or [0]
+  strides = np.cumprod([1, *shape[:0:-1]])[::-1].astype(np.uint64)
+  at = np.zeros((), np.uint32)           # the place of each row's first value, in the whole array
+  for start, stride, n in zip(starts[:-1], strides, x.shape, strict=False):
+    at = at[..., None] + (np.arange(start, start + n, dtype=np.uint64) * stride).astype(np.uint32)
+  at, total = at.reshape(-1), 0
+  x = np.ascontiguousarray(x).reshape(len(at), -1)
+  bits = x.view(np.uint32 if x.itemsize % 4 == 0 else f"u{x.itemsize}")
+  wide = np.uint32(bits.shape[1] // x.shape[1])                       # values of 8 bytes are two
+  column = (np.arange(bits.shape[1], dtype=np.uint64) + starts[-1] * int(wide)).astype(np.uint32)
+  rows = max(1, 2**16 // bits.shape[1])
+  for i in range(0, len(at), rows):
+    place = at[i:i + rows, None] * wide + column
+    weight = (place * np.uint32(0x9E3779B1)) ^ (place >> np.uint32(15)) | np.uint32(1)
+    total += int(np.dot(bits[i:i + rows].astype(np.uint32, copy=False).reshape(-1), weight.reshape(-1)))
+  return total % 2**32
+
+
+def _crc32(state) -> dict[str, int]:
+  """What older checkpoints have in place of `checksums`: CRC-32 of the bytes, where a host holds all of them."""
   return {jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(np.asarray(x)).view(np.uint8))
           for path, x in jax.tree_util.tree_leaves_with_path(state) if x.is_fully_addressable}

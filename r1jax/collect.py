@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from r1jax import grpo, rollout
+from r1jax import grpo, hosts, profiling, rollout
 from r1jax.problem import NOT_ASKED
 from r1jax.rewards.length import soft_overlong
 
@@ -33,18 +33,21 @@ def collect(cfg, problems, sample, judge) -> Scored:
 
   problems: all that may be needed. What a unit may ask is fixed, so a killed run asks the same again; a question that
   was not reached is passed over. sample(problems) yields Rollouts; judge(rollouts) begins to score and returns what
-  waits for it: rewards of the first part are computed while the next is sampled.
+  waits for it: rewards of the first part are computed while the next is sampled. Of several hosts each samples and
+  judges its share; what comes back is all of it.
   """
   Q, G = cfg.questions_per_rollout, cfg.group_size
   found: list[tuple] = []            # (rollouts, reward_N, parts, same_N) of each round
   useful, seconds = 0, 0.0
   for first in range(0, len(problems), Q):
-    sampled = [(part, judge(part)) for part in sample(problems[first:first + Q])]
+    with profiling.phase("rollout"):
+      sampled = [(part, judge(part)) for part in sample(problems[first:first + Q])]
     began = time.monotonic()
-    judged = [wait() for _, wait in sampled]
+    with profiling.phase("rewards"):
+      judged = hosts.gather([(part, *wait()) for part, wait in sampled])
     seconds += time.monotonic() - began
-    rollouts = rollout.join([part for part, _ in sampled])
-    reward_N, parts = np.concatenate([r for r, _ in judged]), [p for _, part in judged for p in part]
+    each, reward_N, parts = zip(*hosts.flat(judged), strict=True)
+    rollouts, reward_N, parts = rollout.join(each), np.concatenate(reward_N), hosts.flat(parts)
     same_N = agreeing(cfg, reward_N, rollouts.truncated_N)
     found.append((rollouts, reward_N, parts, same_N))
     useful += int((~same_N).sum()) // G

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 
-from r1jax import metrics
+from r1jax import hosts, metrics, profiling
 from r1jax.checkpoint import Checkpoints
 from r1jax.types import TrainState
 
@@ -66,6 +66,7 @@ def run(name: str, folder: Path, state: TrainState, advance: Callable, *, units:
   (step, table) for the sample files. first_step(unit): the step of its first row, from which a resumed run writes anew;
   None: the state's.
   """
+  state, asked = hosts.spread(state), False
   with Checkpoints(folder / "checkpoints", save.keep) as checkpoints:
     restored = checkpoints.restore(jax.tree.map(_abstract, state))
     done, saved = 0, -1
@@ -74,24 +75,26 @@ def run(name: str, folder: Path, state: TrainState, advance: Callable, *, units:
       saved = done
     if done >= units:
       return state
-    writer = metrics.Writer(folder, first_step(done) if first_step else int(state.step))
-    with contextlib.closing(writer), metrics.progress(console) as progress:
+    writer = metrics.Writer(folder, first_step(done) if first_step else int(state.step), quiet=not hosts.is_main())
+    trace = profiling.Trace(folder, done)
+    with contextlib.closing(writer), contextlib.closing(trace), metrics.progress(console) as progress:
       bar = progress.add_task(name, total=units, completed=done, numbers="")
       for unit in range(done, units):
-        state, rows, samples = advance(state, unit)
+        state, rows, samples = trace.advance(advance, state, unit)
         for step, row in rows:
           writer.write(step, row)
           progress.update(bar, numbers=metrics.line(row))
         if samples:
           writer.samples(*samples)
         progress.update(bar, completed=unit + 1)
-        asked = stop is not None and stop.asked
+        asked = hosts.any_of(stop is not None and stop.asked)
         if (unit + 1) % save.every == 0 or unit + 1 == units or asked:
           checkpoints.save(unit + 1, state, dict(unit=unit + 1, update=int(state.step)))
           saved = unit + 1
-        if asked and unit + 1 < units:
-          raise Interrupted(f"stopped in stage {name} after {unit + 1} of {units}; saved")
-    assert saved == units
+        if asked:
+          break
+  if saved < units:      # all is written by now
+    raise Interrupted(f"stopped in stage {name} after {saved} of {units}; saved")
   return state
 
 

@@ -53,6 +53,7 @@ def cross_entropy(logp_NT, mask_NT) -> Mean:
   return masked_mean(-logp_NT, mask_NT)
 
 
+@jax.named_scope("head")
 def token_logprobs(hidden_MD, head_DV, target_M, temperature: float, chunk: int, kept_Mk=None,
                    impl: str | None = None, tied: bool = False):
   """log softmax(hidden head / temperature)[target] and the entropy of that softmax, each [M], f32.

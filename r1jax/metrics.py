@@ -24,7 +24,11 @@ from r1jax import tracking
 class Writer:
   """Metrics and samples of one stage, from step `start` on."""
 
-  def __init__(self, folder: str | Path, start: int = 0):
+  def __init__(self, folder: str | Path, start: int = 0, quiet: bool = False):
+    """quiet: nothing is written, as another process does."""
+    self.quiet = quiet
+    if quiet:
+      return
     self.folder = Path(folder)
     (self.folder / "samples").mkdir(parents=True, exist_ok=True)
     self._began = time.monotonic()
@@ -38,6 +42,8 @@ class Writer:
   def write(self, step: int, values: dict[str, float]) -> None:
     """One row. NaN and infinity become null: JSON has none."""
     values = {k: float(v) for k, v in values.items()}
+    if self.quiet:
+      return
     row = {"step": step, "seconds": round(self._before + time.monotonic() - self._began, 3)}
     row |= {k: v if math.isfinite(v) else None for k, v in values.items()}
     self._rows.write(json.dumps(row) + "\n")
@@ -47,13 +53,14 @@ class Writer:
 
   def samples(self, step: int, table: dict[str, list]) -> None:
     """All answers of a rollout, one Parquet file; written beside and renamed, so that none is ever half there."""
-    path = self.folder / "samples" / f"step_{step:06d}.parquet"
-    write_table(path, table)
+    if not self.quiet:
+      write_table(self.folder / "samples" / f"step_{step:06d}.parquet", table)
 
   def close(self) -> None:
-    self._rows.close()
-    for tracker in self._trackers:
-      tracker.close()
+    if not self.quiet:
+      self._rows.close()
+      for tracker in self._trackers:
+        tracker.close()
 
 
 def write_table(path: Path, table: dict[str, list]) -> None:

@@ -22,7 +22,7 @@ import ml_collections
 from rich.console import Console
 
 from r1jax import config as configs
-from r1jax import ledger, lineage, metrics, policies, report, sharding, tracking
+from r1jax import hosts, ledger, lineage, metrics, policies, report, sharding, tracking
 from r1jax.config import NO_POLICY, RunConfig, Section
 from r1jax.evals import evaluate
 from r1jax.loop import Stop
@@ -45,16 +45,16 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | 
   task = policies.make_task(config, cfg)
   console = console or Console(quiet=True)
   workdir = Path(workdir)
-  _claim(workdir, config)
-  task.tokenizer.save(workdir / "tokenizer.json")
+  hosts.from_main(lambda: (_claim(workdir, config), task.tokenizer.save(workdir / "tokenizer.json")))
   model = configs.with_vocab(cfg, task.tokenizer.vocab)
   mesh = sharding.make_mesh(cfg.mesh)
   with (jax.set_mesh(mesh), reward_workers(cfg) as pool,
         tracking.of_run(cfg.tracking, workdir, cfg.name, config.to_dict())):
     tree = transformer.params(model)
     console.print(f"{cfg.name}: {param.count(tree):,} parameters on {mesh.size} {jax.default_backend()} device(s)")
-    rates = ledger.rates(cfg.ledger, model, mesh.size, workdir / "ledger.json")
-    _ledger(workdir, cfg, rates, started=True)
+    with hosts.own_devices():
+      rates = hosts.from_main(lambda: ledger.rates(cfg.ledger, model, mesh.size, workdir / "ledger.json"))
+    hosts.from_main(lambda: _ledger(workdir, cfg, rates, started=True))
     at = Run(cfg, task, workdir, mesh, console, stop, pool, rates)
     result = {}
     for section in cfg.sections.values():
@@ -68,6 +68,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | 
       return result
     if last and not cfg.eval.each:
       result |= at.evaluate("final", last[-1])
+  if not hosts.is_main():
+    return result
   result |= _seconds(workdir, cfg, result)
   _write_json(workdir / "result.json", result)
   for error in _ledger(workdir, cfg, rates)["errors"]:
@@ -101,7 +103,7 @@ class Run:
       if found is None:
         raise ValueError(f"{self.workdir / name}: it is finished but has no checkpoint: delete it to run it anew")
       place = sharding.shardings(self.mesh, transformer.params(self.model(section)))
-      self.last = (name, jax.device_put(found[1].params, place))
+      self.last = (name, jax.jit(lambda x: x, out_shardings=place)(found[1].params))
     return self.last[1]
 
   def stage(self, section: Section) -> None:
@@ -109,13 +111,16 @@ class Run:
     folder = self.workdir / section.name
     judges = sorted(section.cfg.preference) if section.stage == "all_scenarios_rl" else ()
     upstream = {name: self.digests[name] for name in (section.start, section.data, *judges) if name}
-    made = self.workdir / section.data / "data.jsonl"
-    if section.data and made.exists():       # its contents: a person may have edited it
-      upstream[section.data] += f" {lineage.file_digest(made)}"
     files = (*TASK_FILES, *(() if section.data else FILES.get(section.stage, ())))
-    made_of = lineage.inputs(self.cfg, section, upstream, files)
+
+    def look():
+      made = self.workdir / section.data / "data.jsonl"
+      if section.data and made.exists():       # its contents: a person may have edited it
+        upstream[section.data] += f" {lineage.file_digest(made)}"
+      return lineage.inputs(self.cfg, section, upstream, files), lineage.read(folder)
+    made_of, known = hosts.from_main(look)
     mark = self.digests[section.name] = lineage.digest(made_of)
-    known, redone = lineage.read(folder), ""
+    redone = ""
     if known and known["hash"] != mark:
       redone = "; ".join(lineage.changes(known["inputs"], made_of)[:3])
     if self.cfg.only and section.name != self.cfg.only:
@@ -125,7 +130,7 @@ class Run:
                            + (f"out of date ({redone})" if redone else "not finished") + f" in {self.workdir}")
       return
     if redone:
-      aside = lineage.set_aside(folder)
+      aside = hosts.from_main(lambda: lineage.set_aside(folder))
       self.console.print(f"{section.name} is done again: {redone}. What was there is in {aside.name}", soft_wrap=True)
     elif known and known["finished"]:
       self.console.print(f"{section.name}: finished before")
@@ -134,7 +139,7 @@ class Run:
                   inputs=made_of, seconds=0.0, finished=False) | (dict(redone=redone) if redone else {})
     if known and not redone and "redone" in known:
       record["redone"] = known["redone"]
-    lineage.write(folder, record)
+    hosts.from_main(lambda: lineage.write(folder, record))
     params = self.policy(section.start, section)
     self.last = ("", None)        # the stage may give its start's memory to its own state
     data = dataclasses.replace(self.cfg.data, demonstrations=str(self.workdir / section.data / "data.jsonl")) \
@@ -147,8 +152,11 @@ class Run:
     params = policies.STAGES[section.stage].run(section.cfg, self.task, folder, params, model=self.model(section),
                                        seed=section.seed, stop=self.stop, console=self.console, files=data,
                                        pool=self.pool, **more)
-    rows = metrics.read(folder / "metrics.jsonl")
-    lineage.write(folder, record | dict(finished=True, seconds=rows[-1]["seconds"] if rows else 0.0))
+
+    def finish():
+      rows = metrics.read(folder / "metrics.jsonl")
+      lineage.write(folder, record | dict(finished=True, seconds=rows[-1]["seconds"] if rows else 0.0))
+    hosts.from_main(finish)
     if section.stage not in NO_POLICY:
       self.last = (section.name, params)
 
@@ -165,11 +173,12 @@ class Run:
       policy=self.digests.get(name, "start"), eval=dataclasses.asdict(self.cfg.eval),
       sampling=dataclasses.asdict(sampling))))
     marked = path.with_suffix(".hash")
-    if path.exists() and (not marked.exists() or marked.read_text() == mark):
-      return json.loads(path.read_text())
+    known = lambda: path.exists() and (not marked.exists() or marked.read_text() == mark)
+    if done := hosts.from_main(lambda: json.loads(path.read_text()) if known() else None):
+      return done
     out = _evaluate(which, self.policy(name, self.cfg.sections.get(name)), self.cfg, self.task,
                     self.model(self.cfg.sections.get(name)), path, self.console, sampling, self.pool, self.rates)
-    marked.write_text(mark)
+    hosts.from_main(lambda: marked.write_text(mark))
     return out
 
 
@@ -214,23 +223,29 @@ def _evaluate(which: str, params, cfg: RunConfig, task: Task, model, path: Path,
   drawn = []
   common = dict(model=model, prompts_at_once=cfg.eval.prompts_at_once, pool=pool, drawn_into=drawn)
   out = evaluate.greedy(params, task, sampling=sampling, problems=cfg.eval.problems, **common)
-  path.parent.mkdir(exist_ok=True)
+  if hosts.is_main():
+    path.parent.mkdir(exist_ok=True)
+  tables = {}
   if cfg.eval.samples:
-    sampled, table = evaluate.evaluate(
+    sampled, tables[""] = evaluate.evaluate(
       params, task, task.held_out[:cfg.eval.problems or None], cfg.eval.samples, seed=cfg.seed,
       cfg=evaluate.drawn(sampling, cfg.eval.temperature, cfg.eval.top_p), **common)
     out |= sampled
-    metrics.write_table(path.with_suffix(".parquet"), table)
     for scenario, suite in task.suites.items():
-      out |= {f"{scenario}/{name}": value for name, value in evaluate.suite(
-        params, task, suite, cfg.eval.samples, seed=cfg.seed, into=path.with_suffix(f".{scenario}.parquet"),
-        cfg=evaluate.drawn(sampling, cfg.eval.temperature, cfg.eval.top_p), **common).items()}
+      figures, tables[scenario] = evaluate.suite(
+        params, task, suite, cfg.eval.samples, seed=cfg.seed,
+        cfg=evaluate.drawn(sampling, cfg.eval.temperature, cfg.eval.top_p), **common)
+      out |= {f"{scenario}/{name}": value for name, value in figures.items()}
   seconds = time.monotonic() - began
+  out = {f"{which}/{k}": v for k, v in out.items()} | {f"seconds/eval_{which}": seconds}
+  if not hosts.is_main():
+    return out
+  for scenario, table in tables.items():
+    metrics.write_table(path.with_suffix(f".{scenario}.parquet" if scenario else ".parquet"), table)
   if rates:
     parts = [ledger.sampled(model, [part]) for part in drawn]         # greedy ones, and groups
     spent = dataclasses.replace(functools.reduce(operator.add, parts), seconds=seconds)
     ledger.write(path.with_suffix(".ledger.json"), ledger.row(rates, eval=spent))
-  out = {f"{which}/{k}": v for k, v in out.items()} | {f"seconds/eval_{which}": seconds}
   _write_json(path, out)
   return out
 

@@ -33,6 +33,7 @@ def cache_dtype(model: ModelConfig, cfg: SampleConfig):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "cfg"))
+@jax.named_scope("rollout/prefill")
 def prefill(params, prompt_BP, length_B, *, model: ModelConfig, cfg: SampleConfig) -> Prompts:
   """Runs right-padded prompts once; with cfg.prefill_chunk so many tokens at a time, which bounds the memory."""
   B, P = prompt_BP.shape

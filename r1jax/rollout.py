@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import sampler, slots, train
+from r1jax import hosts, sampler, slots, train
 from r1jax.drawing import SampleConfig
 from r1jax.models.transformer import ModelConfig
 from r1jax.queue import Job, Said
@@ -43,23 +43,31 @@ class Rollouts:
 
 
 def sample(params, problems: Sequence[Problem], group_size: int, **options) -> Rollouts:
-  """`group_size` answers to each problem; options as those of sample_parts."""
-  return join(list(sample_parts(params, problems, group_size, **options)))
+  """`group_size` answers to each problem; options as those of sample_parts. Each host draws its share."""
+  with hosts.own_devices(params) as own:
+    return join(hosts.flat(hosts.gather(list(sample_parts(own, problems, group_size, share=True, **options)))))
 
 
 def sample_parts(params, problems: Sequence[Problem], group_size: int, *, model: ModelConfig, tokenizer: Tokenizer,
                  cfg: SampleConfig, seed: int, step: int, prompts_at_once: int = 0, encode=None, budget_N=None,
-                 asked: Counter | None = None, stats: slots.Stats | None = None) -> Iterator[Rollouts]:
+                 asked: Counter | None = None, stats: slots.Stats | None = None,
+                 share: bool = False) -> Iterator[Rollouts]:
   """The answers to the first problems, then to the next, in order, for rewards to begin with the first.
 
   With cfg.slots the problems' answers wait for free slots; else those of `prompts_at_once` problems run in step (0: of
   all). Both bound memory; what is sampled depends on neither. encode: prompts' texts -> token lists, such as
   a chat template; None: the tokenizer's plain encoding. budget_N: tokens of each answer, at most and by default
   cfg.max_tokens. asked: as in jobs_of, where this is not the first call of the step. stats: the sampler's, added to.
+  share: of the problems, only those that are this host's (hosts.share).
   """
   jobs = jobs_of(problems, group_size, tokenizer=tokenizer, cfg=cfg, seed=seed, step=step, encode=encode,
                  budget_N=budget_N, asked=asked)
-  at_once = len(problems) if cfg.slots else prompts_at_once or len(problems)
+  if share:
+    mine = hosts.share(len(problems))
+    problems, jobs = problems[mine.start:mine.stop], jobs[mine.start * group_size:mine.stop * group_size]
+    if not problems:
+      return
+  at_once = len(problems) if cfg.slots else min(prompts_at_once or len(problems), len(problems))
   for first in range(0, len(problems), at_once):
     part = jobs[first * group_size:(first + at_once) * group_size]
     lanes, width = (cfg.slots // cfg.width, cfg.width) if cfg.slots else (at_once, group_size)
@@ -138,8 +146,12 @@ def rollouts_of(problems, prompts, said: Sequence[Said], tokenizer: Tokenizer) -
 
 
 def score(rollouts: Rollouts, terms: dict[str, tuple[float, Reward]], truncated: str = "wrong", pool=None):
-  """(reward_N, parts): total rewards as f32, and for each answer its parts {name: Score}. As judge, and waits."""
-  return judge(rollouts, terms, truncated, pool)()
+  """(reward_N, parts): total rewards as f32, and for each answer its parts {name: Score}. As judge, and waits.
+  Each host judges its share of the problems."""
+  mine = hosts.share(len(rollouts.problems))
+  found = [judge(select(rollouts, mine), terms, truncated, pool)()] if mine else []
+  reward_N, parts = zip(*hosts.flat(hosts.gather(found)), strict=True)
+  return np.concatenate(reward_N), hosts.flat(parts)
 
 
 def judge(rollouts: Rollouts, terms: dict[str, tuple[float, Reward]], truncated: str = "wrong", pool=None):

@@ -96,6 +96,7 @@ COUNTS = ("rows", "steps", "few", "work", "tokens", "guessed", "right")
 
 
 @functools.partial(jax.jit, static_argnames=("model", "cfg", "end_id"), donate_argnames="state")
+@jax.named_scope("rollout/begin")
 def begin(params, state: SampleState, fresh_N, key_N, budget_N, before_N, *, model: ModelConfig, cfg: SampleConfig,
           end_id) -> SampleState:
   """Draws the first token of the rows fresh_N, from their lanes' prompts, by their new keys and budgets."""
@@ -206,6 +207,7 @@ def step(params, model: ModelConfig, cfg: SampleConfig, end_id, turned: rope.Tab
 
 
 @functools.partial(jax.jit, static_argnames=("model", "cfg", "end_id"), donate_argnames="state")
+@jax.named_scope("rollout/decode")
 def advance(params, state: SampleState, steps, *, model: ModelConfig, cfg: SampleConfig, end_id) -> SampleState:
   """At most `steps` steps; less when every answer has ended, or the columns are full."""
   W = state.valid_NW.shape[1]

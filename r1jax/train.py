@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from r1jax import losses
+from r1jax import hosts, losses
 from r1jax.losses import Mean
 from r1jax.models import attention, moe, transformer
 from r1jax.models.transformer import ModelConfig
@@ -98,6 +98,7 @@ def packed_logprobs(params, model: ModelConfig, packed: Packed, temperature: flo
 
 
 @functools.partial(jax.jit, static_argnames=("model", "temperature", "micro_batches"))
+@jax.named_scope("score")
 def score(params, prompt_BP, prompt_length_B, answer_NA, experts=None, kept_NAk=None, packed=None, *,
           model: ModelConfig, temperature: float = 1.0, micro_batches: int = 1):
   """log-probs [N, A] of given answers: the old policy's (its experts used again), the reference's (its own)."""
@@ -138,6 +139,7 @@ def add(a, b):
   return jax.tree.map(lambda a, b: a + b, a, b, is_leaf=lambda x: hasattr(x, "value"))
 
 
+@jax.named_scope("update")
 def gradients(params, batch: Batch, loss_fn, micro_batches: int, prepare=None):
   """Gradient of the loss's total / weight, that loss, and metrics; the same whatever the number of micro-batches.
 
@@ -169,6 +171,7 @@ def train_step(state: TrainState, batch: Batch, *, loss_fn, tx, micro_batches: i
   return updated(state, *gradients(state.params, batch, loss_fn, micro_batches, before), tx, bias_speed)
 
 
+@jax.named_scope("update/optimizer")
 def updated(state: TrainState, grads, loss: Mean, metrics, tx, bias_speed: float = 0.0):
   """The next state and metrics, from the gradient and its loss."""
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -182,8 +185,9 @@ def updated(state: TrainState, grads, loss: Mean, metrics, tx, bias_speed: float
 
 def compiled_step(loss_fn, tx, micro_batches: int = 1, bias_speed: float = 0.0, prepare=None):
   """`train_step`, jitted; the old state's memory is reused for the new one."""
-  return jax.jit(functools.partial(train_step, loss_fn=loss_fn, tx=tx, micro_batches=micro_batches,
-                                   bias_speed=bias_speed, prepare=prepare), donate_argnames="state")
+  return hosts.placing(jax.jit(
+    functools.partial(train_step, loss_fn=loss_fn, tx=tx, micro_batches=micro_batches, bias_speed=bias_speed,
+                      prepare=prepare), donate_argnames="state"))
 
 
 def compiled_parts(loss_fn, tx, bias_speed: float = 0.0, prepare=None):
@@ -191,6 +195,7 @@ def compiled_parts(loss_fn, tx, bias_speed: float = 0.0, prepare=None):
 
   A program for each shape, one that adds, and one that ends the update; the state's memory is reused.
   """
+  @jax.named_scope("update")
   def one(params, ref_params, part):
     return sums(params, part, loss_fn, prepare and functools.partial(prepare, ref_params))
 
@@ -200,6 +205,7 @@ def compiled_parts(loss_fn, tx, bias_speed: float = 0.0, prepare=None):
   one, plus, end = jax.jit(one), jax.jit(add, donate_argnums=0), jax.jit(end, donate_argnums=0)
 
   def update(state, parts):
+    parts = hosts.place(parts)
     total = one(state.params, state.ref_params, parts[0])
     for part in parts[1:]:
       total = plus(total, one(state.params, state.ref_params, part))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from r1jax import layout, offload, train
+from r1jax import hosts, layout, offload, profiling, train
 from r1jax.models.transformer import ModelConfig
 
 REFERENCE = ("before", "fused")
@@ -37,8 +37,9 @@ def scorer(cfg, model: ModelConfig) -> Callable:
   parts = cfg.minibatches * cfg.micro_batches
 
   def one(params, batch, again, micro_batches):
+    batch = hosts.place(batch)
     experts = (batch.prompt_expert_BPLk, batch.expert_NALk) if again and batch.expert_NALk is not None else None
-    return np.asarray(train.score(params, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, experts,
+    return hosts.fetch(train.score(params, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, experts,
                                   batch.kept_NAk, batch.packed, model=model, temperature=cfg.sampling.scale,
                                   micro_batches=micro_batches))
 
@@ -56,16 +57,19 @@ def scorer(cfg, model: ModelConfig) -> Callable:
 def with_logprobs(cfg, state, batch, score: Callable):
   """The batch with what the loss needs of other policies, and no pass that it does not need."""
   if cfg.loss.kl_coef and cfg.reference == "before":
-    batch = batch.replace(ref_logp_NA=score(offload.awake(state, cfg.offload, "reference").ref_params, batch))
+    with profiling.phase("reference"):
+      batch = batch.replace(ref_logp_NA=score(offload.awake(state, cfg.offload, "reference").ref_params, batch))
   if cfg.partial:              # each token's ratio is against the policy that drew it
     return batch.replace(old_logp_NA=batch.sampler_logp_NA)
   if cfg.minibatches > 1:      # with one update the policy is the one that sampled: its ratio is 1
-    batch = batch.replace(old_logp_NA=score(state.params, batch, again=True))
+    with profiling.phase("old policy"):
+      batch = batch.replace(old_logp_NA=score(state.params, batch, again=True))
   return batch
 
 
 def updater(cfg, model: ModelConfig, tx, loss_fn: Callable) -> Callable:
   """update(state, minibatch) -> (state, metrics)."""
+  @jax.named_scope("reference")
   def reference(ref_params, part):
     logp_NA = logprobs(ref_params, part, model=model, cfg=cfg)[0]
     return part.replace(ref_logp_NA=jax.lax.stop_gradient(logp_NA))

@@ -33,6 +33,10 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--steps", type=int, default=10, metavar="N", help="grpo: steps to time (default 10)")
   parser.add_argument("--model", type=Path, metavar="DIR",
                       help="load: the checkpoint (default: 0.5 GB of random weights in shards of 64 MB)")
+  parser.add_argument("--fp8", action="store_true",
+                      help="load: random weights in DeepSeek-R1's layout, FP8 in blocks, 0.4 GB")
+  parser.add_argument("--devices", type=int, default=1, metavar="N",
+                      help="load: split the weights over N simulated devices (default 1)")
   parser.add_argument("--repeats", type=int, default=3, metavar="N",
                       help="decode, kernels: the best of N runs (default 3)")
   parser.add_argument("--no-peer", action="store_true", help="decode: leave transformers out")
@@ -47,12 +51,12 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--workers", type=int, default=2, metavar="N", help="verifier: worker processes (default 2)")
   parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
   args = parser.parse_args(argv)
-  if args.steps < 1 or args.repeats < 1:
-    raise ValueError(f"--steps={args.steps} and --repeats={args.repeats} must be at least 1")
+  if args.steps < 1 or args.repeats < 1 or args.devices < 1:
+    raise ValueError(f"--steps={args.steps}, --repeats={args.repeats}, --devices={args.devices} must be at least 1")
   status = 0
   if args.what == "load":
     from r1jax.bench import load
-    result = load.measure(args.model)
+    result = load.measure(args.model, args.fp8, args.devices)
     Console().print(load.table(result))
   elif args.what == "decode":
     from r1jax.bench import decode

@@ -19,24 +19,62 @@ def main(argv: list[str]) -> int:
     prog="r1jax run", allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter,
     description="Trains an experiment's stages in a folder and writes report.html there. Run on the same folder\n"
                 "again, it goes on from the last checkpoint. Ctrl-C finishes the step in hand and saves.",
-    epilog="example:\n  r1jax run --config experiments/r1_zero_parity.py --workdir runs/parity --config.seed=1")
+    epilog="examples:\n  r1jax run --config experiments/r1_zero_parity.py --workdir runs/parity --config.seed=1\n"
+           "  srun r1jax run --distributed --config ... --workdir ...        on every node (docs/hosts.md)\n"
+           "  r1jax run --coordinator host0:1234 --processes 2 --process 0 --config ... --workdir ...")
   parser.add_argument("--config", required=True, metavar="FILE[:ARG]",
                       help="experiment file with get_config(arg); ARG chooses a variant, e.g. FILE:tiny")
   parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run; made if it is not there")
   parser.add_argument("--quiet", action="store_true", help="no live line")
+  parser.add_argument("--profile", metavar="UNITS", default="",
+                      help="trace so many units (updates, rollouts) of each stage, or FIRST:END, into DIR/profile")
+  several = parser.add_argument_group("several processes", "each is started with the same arguments; the folder is one"
+                                      " that all of them see")
+  several.add_argument("--distributed", action="store_true",
+                       help="find the others as SLURM, Open MPI, Kubernetes or a TPU pod tell")
+  several.add_argument("--coordinator", metavar="HOST:PORT", default="", help="where process 0 listens, said by hand")
+  several.add_argument("--processes", type=int, metavar="N", help="how many there are")
+  several.add_argument("--process", type=int, metavar="I", help="which this is, 0 to N - 1")
+  several.add_argument("--heartbeat", type=int, default=100, metavar="SECONDS",
+                       help="silence after which a process counts as dead, and the job ends (100)")
+  several.add_argument("--patience", type=int, default=300, metavar="SECONDS",
+                       help="how long to wait for the others at the start (300)")
   parser.add_argument("--config.KEY=VALUE", dest="_", metavar="", help="changes one value: --config.model.layers=4")
   args, rest = parser.parse_known_args(argv)
+  _check_hosts(args)
   config = load_config(args.config, rest)
 
-  from r1jax import loop, pipeline
-  console = Console(stderr=True, quiet=args.quiet)
-  with loop.interruptible() as stop:
+  from r1jax import hosts, loop, pipeline, profiling
+  units = profiling.parse(args.profile) if args.profile else None
+  if args.distributed or args.coordinator:
+    hosts.start(args.coordinator, args.processes, args.process, args.heartbeat, args.patience)
+  console = Console(stderr=True, quiet=args.quiet or not hosts.is_main())
+  command = f"r1jax run {' '.join(argv)}"
+  with loop.interruptible() as stop, hosts.job(command), profiling.asked(units):
     try:
       pipeline.run(config, args.workdir, stop=stop, console=console)
     except loop.Interrupted as error:
-      print(f"\n{error}. Go on with the same command:\n  r1jax run {' '.join(argv)}", file=sys.stderr)
+      if hosts.is_main():
+        print(f"\n{error}. Go on with the same command:\n  {command}", file=sys.stderr)
       return 130
   return 0
+
+
+def _check_hosts(args) -> None:
+  """ValueError for flags of several processes that do not go together."""
+  given = dict(coordinator=args.coordinator, processes=args.processes, process=args.process)
+  missing = [f"--{name}" for name, value in given.items() if value in (None, "")]
+  if len(missing) not in (0, 3):
+    raise ValueError(f"--coordinator, --processes and --process go together; {' and '.join(missing)} missing")
+  if args.coordinator:
+    if not args.coordinator.rpartition(":")[0] or not args.coordinator.rpartition(":")[2].isdigit():
+      raise ValueError(f"--coordinator={args.coordinator}: give HOST:PORT")
+    if not 0 <= args.process < args.processes:
+      raise ValueError(f"--process={args.process} must be within 0 and --processes={args.processes} less one")
+  if args.distributed and args.coordinator:
+    raise ValueError("--distributed finds the others, --coordinator names them: give one of the two")
+  if args.heartbeat < 1 or args.patience < 1:
+    raise ValueError(f"--heartbeat={args.heartbeat} and --patience={args.patience} must be at least 1 second")
 
 
 def load_config(file: str, overrides: list[str]):

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from r1jax import metrics, rollout
+from r1jax import rollout
 from r1jax.evals.metrics import consensus, pass_at_k
 from r1jax.evals.parts import Parts
 from r1jax.models.transformer import ModelConfig
@@ -101,18 +100,17 @@ def summary(table: dict[str, list], task: Task, samples: int) -> dict[str, float
   return {k: float(v) for k, v in out.items()}
 
 
-def suite(params, task: Task, suite: Suite, samples: int, *, model: ModelConfig, cfg: SampleConfig, into: Path,
-          seed: int = 0, prompts_at_once: int = 128, pool=None, drawn_into: list | None = None) -> dict[str, float]:
-  """Means of a suite's measures over `samples` answers to each of its prompts; the answers are written to `into`."""
+def suite(params, task: Task, suite: Suite, samples: int, *, model: ModelConfig, cfg: SampleConfig,
+          seed: int = 0, prompts_at_once: int = 128, pool=None, drawn_into: list | None = None):
+  """(means of a suite's measures over `samples` answers to each of its prompts, table of the answers)."""
   rollouts = rollout.sample(params, suite.problems, samples, model=model, tokenizer=task.tokenizer, cfg=cfg, seed=seed,
                             step=EVAL_STEP, prompts_at_once=min(prompts_at_once, len(suite.problems)),
                             encode=task.encode)
   if drawn_into is not None:
     drawn_into.append(rollouts)
   reward_N, parts = rollout.score(rollouts, {name: (1.0, m) for name, m in suite.measures.items()}, pool=pool)
-  metrics.write_table(into, rollout.table(rollouts, reward_N, parts))
-  return {name: float(np.mean([p[name].value for p in parts])) for name in suite.measures} | dict(
-    length=float(np.mean([len(a) for a in rollouts.answers])))
+  means = {name: float(np.mean([p[name].value for p in parts])) for name in suite.measures}
+  return means | dict(length=float(np.mean([len(a) for a in rollouts.answers]))), rollout.table(rollouts, reward_N, parts)
 
 
 def drawn(cfg: SampleConfig, temperature: float, top_p: float = 1.0) -> SampleConfig:

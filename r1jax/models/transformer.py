@@ -139,14 +139,16 @@ def positions(cfg: ModelConfig, position_NT) -> rope.Table:
 
 def layer(cfg: ModelConfig, w, x_NTD, turned: rope.Table, attend, cache=None, replay_NTk=None, mask_NT=None):
   """One layer, dense or MoE by its weights. Returns x, what its attention kept, and its Routing or None."""
-  h_NTD = layers.rms_norm(x_NTD, w["attention_norm"], cfg.norm_eps)
-  o_NTD, kv = (mla if cfg.mla else attention).block(w["attention"], cfg, h_NTD, turned, attend, cache)
-  h_NTD, x_NTD = layers.rms_norm(x_NTD, w["ffn_norm"], cfg.norm_eps, residual=o_NTD)
-  if "moe" in w:
-    y_NTD, routing = moe.block(w["moe"], cfg, h_NTD, replay_NTk, mask_NT)
-  else:
-    y_NTD, routing = layers.swiglu(w["ffn"], h_NTD), None
-  return shard(x_NTD + y_NTD, "batch", None, "embed_act"), kv, routing
+  with jax.named_scope("attention"):
+    h_NTD = layers.rms_norm(x_NTD, w["attention_norm"], cfg.norm_eps)
+    o_NTD, kv = (mla if cfg.mla else attention).block(w["attention"], cfg, h_NTD, turned, attend, cache)
+  with jax.named_scope("moe" if "moe" in w else "mlp"):
+    h_NTD, x_NTD = layers.rms_norm(x_NTD, w["ffn_norm"], cfg.norm_eps, residual=o_NTD)
+    if "moe" in w:
+      y_NTD, routing = moe.block(w["moe"], cfg, h_NTD, replay_NTk, mask_NT)
+    else:
+      y_NTD, routing = layers.swiglu(w["ffn"], h_NTD), None
+    return shard(x_NTD + y_NTD, "batch", None, "embed_act"), kv, routing
 
 
 def remat_policy(name: str):

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from r1jax import data, hf, losses, optimizer, rollout, train
+from r1jax import data, hf, hosts, losses, optimizer, rollout, train
 from r1jax.loop import SaveConfig
 from r1jax.losses import masked_mean
 from r1jax.models import transformer
@@ -71,7 +71,7 @@ def first_state(cfg: DistillConfig, params, model: ModelConfig, steps: int = 1):
 def run(cfg: DistillConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None, console=None,
         files=None, pool=None):
   """Trains `params`, the student, towards the teacher and returns them."""
-  teacher, teacher_model = hf.load(cfg.teacher, model.dtype)
+  teacher, teacher_model = hf.load(cfg.teacher, model.dtype, hosts.mesh())
   if teacher_model.vocab != model.vocab:
     raise ValueError(f"distill.teacher={cfg.teacher} has a vocabulary of {teacher_model.vocab}, the student of"
                      f" {model.vocab}")
@@ -80,7 +80,7 @@ def run(cfg: DistillConfig, task: Task, folder: Path, params, *, model: ModelCon
   def step(state, batch, teacher):
     loss_fn = lambda p, b: loss(p, b, teacher, model=model, teacher_model=teacher_model, cfg=cfg)
     return train.train_step(state, batch, loss_fn=loss_fn, tx=tx, micro_batches=cfg.micro_batches)
-  step = jax.jit(step, donate_argnums=0)
+  step = hosts.placing(jax.jit(step, donate_argnums=0))
   if cfg.direction == "forward":
     fits = sft.SFTConfig(cfg.optimizer, batch=cfg.batch, length=cfg.length, steps=cfg.steps)
     sample, size, _ = sft.demonstrations(fits, task, files.demonstrations if files else None)

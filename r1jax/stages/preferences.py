@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import data, loop, optimizer, train
+from r1jax import data, hosts, loop, optimizer, train
 from r1jax.loop import SaveConfig
 from r1jax.losses import Mean
 from r1jax.models.transformer import ModelConfig
@@ -99,9 +99,10 @@ def run(cfg: DPOConfig, task: Task, folder: Path, params, *, model: ModelConfig,
            for i, (prompt, *both) in enumerate(data.read_pairs(files.preferences))]
   def batch_of(state, unit):
     batch = to_batch([pairs[i] for i in data.positions(unit, cfg.batch, len(pairs), seed)])
+    batch = hosts.place(batch)
     ref = train.score(state.ref_params, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, model=model,
                       micro_batches=cfg.micro_batches)
-    return batch.replace(ref_logp_NA=np.asarray(ref))
+    return batch.replace(ref_logp_NA=ref)
   steps = updates(cfg, len(pairs))
   step_fn = train.compiled_step(lambda params, batch: dpo_loss(params, batch, model=model, beta=cfg.beta),
                                 optimizer.make(cfg.optimizer, steps), cfg.micro_batches)

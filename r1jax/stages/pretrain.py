@@ -13,7 +13,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import data, ledger, loop, losses, optimizer, train
+from r1jax import data, hosts, ledger, loop, losses, optimizer, train
 from r1jax.ledger import Rates
 from r1jax.loop import SaveConfig
 from r1jax.losses import Mean
@@ -48,9 +48,11 @@ class PretrainConfig:
 
 def batch_of(task: Task, indices) -> Batch:
   """Demonstrations as a right-padded batch."""
-  prompts, answers = zip(*map(task.demonstration, indices), strict=True)
-  prompts = task.tokenizer.encode_batch(prompts)
-  answers = [a + [task.tokenizer.end_id] for a in task.tokenizer.encode_batch(answers)]
+  def tokens(indices):
+    texts = [text for i in indices for text in task.demonstration(i)]
+    ids = task.tokenizer.encode_batch(texts)
+    return list(zip(ids[::2], [a + [task.tokenizer.end_id] for a in ids[1::2]], strict=True))
+  prompts, answers = zip(*hosts.divided(indices, tokens), strict=True)
   A = train.bucket(max(map(len, answers)))
   return Batch(
     prompt_BP=train.pad_rows(prompts, train.bucket(max(map(len, prompts))), 0),

@@ -18,7 +18,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import collect, credit, critic, data, grpo, ledger, loop, offload, optimizer, partial, rollout, slots, train
+from r1jax import (
+  collect,
+  credit,
+  critic,
+  data,
+  grpo,
+  hosts,
+  ledger,
+  loop,
+  offload,
+  optimizer,
+  partial,
+  profiling,
+  rollout,
+  slots,
+  train,
+)
 from r1jax import update as update_
 from r1jax.critic import CriticConfig
 from r1jax.drawing import SampleConfig
@@ -125,6 +141,7 @@ class RLConfig:
       raise ValueError("reasoning_rl: loss.kl_in=reward with kl_coef=0")
 
 
+@jax.named_scope("policy_loss")
 def policy_loss(params, batch, *, model: ModelConfig, cfg: RLConfig):
   """-J of a minibatch: log-probs of the answers under `params`, then grpo.loss."""
   logp_NA, entropy_NA, routing = update_.logprobs(params, batch, model=model, cfg=cfg, experts=replay(batch))
@@ -167,12 +184,16 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
                      " to False, or train with shared_prompt")
   if cfg.partial and model.moe:
     raise NotImplementedError(f"reasoning_rl.partial={cfg.partial}: the experts of answers under way are not kept")
+  if cfg.partial and hosts.count() > 1:
+    raise NotImplementedError(f"reasoning_rl.partial={cfg.partial} in {hosts.count()} processes: which answers go on"
+                              " would depend on how fast each process is")
   if cfg.offload != "none":
     offload.check(f"reasoning_rl.offload={cfg.offload}")
   updates = (cfg.rollouts - (cfg.critic.warmup if cfg.critic else 0)) * cfg.minibatches
   tx = optimizer.make(cfg.optimizer, updates)
   rate = optimizer.schedule(cfg.optimizer, updates)
-  update = update_.updater(cfg, model, tx, lambda params, batch: policy_loss(params, batch, model=model, cfg=cfg))
+  update = profiling.named(update_.updater(
+    cfg, model, tx, lambda params, batch: policy_loss(params, batch, model=model, cfg=cfg)), name="update")
   score = update_.scorer(cfg, model)
 
   value_update = cfg.critic and train.compiled_step(
@@ -196,10 +217,11 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     else:
       problems = asking.problems(unit, cfg.questions_per_rollout * max(cfg.dynamic_sampling, 1))
       asked = Counter()
-      sample = lambda problems: rollout.sample_parts(
-        state.params, problems, cfg.group_size, model=model, tokenizer=task.tokenizer, cfg=cfg.sampling, seed=seed,
-        step=unit, prompts_at_once=cfg.prompts_at_once, encode=task.encode, asked=asked, stats=stats)
-      scored = collect.collect(cfg, problems, sample, judge)
+      with hosts.own_devices(state.params) as params:
+        sample = lambda problems: rollout.sample_parts(
+          params, problems, cfg.group_size, model=model, tokenizer=task.tokenizer, cfg=cfg.sampling, seed=seed,
+          step=unit, prompts_at_once=cfg.prompts_at_once, encode=task.encode, asked=asked, stats=stats, share=True)
+        scored = collect.collect(cfg, problems, sample, judge)
     rollouts, parts, same_N = scored.rollouts, scored.parts, scored.same_N
     reward_N = scored.reward_N + collect.overlong(cfg, rollouts)
     if cfg.overlong_cushion:   # dynamic sampling looks at the rewards proper, what is learnt from at all
@@ -211,8 +233,8 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
       batch = batch.replace(prompt_expert_BPLk=None, expert_NALk=None)
     batch = update_.with_logprobs(cfg, state, batch, score)
     if cfg.critic:
-      batch = batch.replace(old_value_NA=np.asarray(critic.values(
-        state.critic.params, batch.prompt_BP, batch.prompt_length_B, batch.answer_NA, model=model,
+      batch = batch.replace(old_value_NA=hosts.fetch(critic.values(
+        state.critic.params, *hosts.place((batch.prompt_BP, batch.prompt_length_B, batch.answer_NA)), model=model,
         micro_batches=cfg.minibatches * cfg.micro_batches)))
     batch, adv_N = credit.credited(cfg, batch, reward_N, rollouts.truncated_N, same_N, seed, unit)
 
@@ -242,7 +264,7 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     row |= {"lr": float(rate(learnt)), "tokens_per_s": sum(map(len, rollouts.answers)) / (ended - began),
             "seconds/rollout": rewarded - began - scored.seconds, "seconds/reward": scored.seconds,
             "seconds/update": ended - rewarded}
-    spent = dict(rollout=ledger.sampled(model, drawn, row["seconds/rollout"]),
+    spent = dict(rollout=sum(hosts.gather(ledger.sampled(model, drawn)), ledger.Spent(row["seconds/rollout"])),
                  reward=ledger.Spent(row["seconds/reward"]),
                  update=ledger.learnt(cfg, model, rollouts, row["seconds/update"],
                                       not cfg.critic or unit >= cfg.critic.warmup))
@@ -255,9 +277,10 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
       row |= {"zero_variance_share": scored.agreed_share, "sampled_rounds": scored.rounds}
     if (cfg.eval_every and (unit + 1) % cfg.eval_every == 0) or unit + 1 == cfg.rollouts:
       tested = []
-      row |= {f"eval/{k}": v for k, v in evaluate.greedy(
-        state.params, task, model=model, sampling=cfg.sampling, pool=pool, drawn_into=tested,
-        prompts_at_once=(cfg.prompts_at_once or cfg.questions_per_rollout) * cfg.group_size).items()}
+      with profiling.phase("eval"):
+        row |= {f"eval/{k}": v for k, v in evaluate.greedy(
+          state.params, task, model=model, sampling=cfg.sampling, pool=pool, drawn_into=tested,
+          prompts_at_once=(cfg.prompts_at_once or cfg.questions_per_rollout) * cfg.group_size).items()}
       spent |= dict(eval=ledger.sampled(model, tested, time.monotonic() - ended))
     if rates:
       row |= ledger.row(rates, **spent)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import time
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from r1jax import data, ledger, metrics, rollout
+from r1jax import data, hosts, ledger, metrics, rollout
 from r1jax.drawing import SampleConfig
 from r1jax.ledger import Rates
 from r1jax.loop import Interrupted
@@ -105,10 +106,8 @@ def run(cfg: RejectionConfig, task: Task, folder: Path, params, *, model: ModelC
   terms = {name: (1.0, task.rewards[name]) for name in wanted if name in task.rewards}
   at_once = min(cfg.prompts_at_once, cfg.problems)
   firsts = range(0, cfg.problems, at_once)
-  done = 0
-  while sample_file(folder, done).exists():
-    done += 1
-  writer = metrics.Writer(folder, done)
+  done = hosts.from_main(lambda: next(part for part in itertools.count() if not sample_file(folder, part).exists()))
+  writer = metrics.Writer(folder, done, quiet=not hosts.is_main())
   with contextlib.closing(writer), metrics.progress(console) as progress:
     bar = progress.add_task(folder.name, total=len(firsts), completed=done, numbers="")
     for part in range(done, len(firsts)):
@@ -132,9 +131,9 @@ def run(cfg: RejectionConfig, task: Task, folder: Path, params, *, model: ModelC
       writer.write(part, row)
       writer.samples(part, table | dict(dropped=marks, said=said))      # last: what is there is not done again
       progress.update(bar, completed=part + 1, numbers=metrics.line(row))
-      if stop is not None and stop.asked and part + 1 < len(firsts):
+      if hosts.any_of(stop is not None and stop.asked) and part + 1 < len(firsts):
         raise Interrupted(f"stopped in stage {folder.name} after {part + 1} of {len(firsts)} parts; saved")
-  write_data(cfg, task, folder, len(firsts), seed)
+  hosts.from_main(lambda: write_data(cfg, task, folder, len(firsts), seed))
   return params
 
 

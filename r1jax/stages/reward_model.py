@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import checkpoint, critic, data, optimizer, train
+from r1jax import checkpoint, critic, data, hosts, optimizer, train
 from r1jax.checkpoint import Checkpoints
 from r1jax.loop import SaveConfig
 from r1jax.losses import Mean
@@ -112,7 +112,10 @@ def judge(folder: Path, cfg: RewardModelConfig, task: Task, model: ModelConfig, 
   """The newest reward model of a stage's folder as a reward (R1, Methods): the pairwise, helpful one reads the final
   summary, the pointwise, safe one the whole answer, each of its own scenarios' prompts. scale: preference.SCALES."""
   pairwise = cfg.kind == "pairwise"
-  of = preference.from_scores(scorer(load(folder, cfg, model), task, model), part="summary" if pairwise else "whole",
+  params = load(folder, cfg, model)
+  if hosts.count() > 1:      # each asks its own copy about its own answers
+    params = jax.tree.map(hosts.fetch, params)
+  of = preference.from_scores(scorer(params, task, model), part="summary" if pairwise else "whole",
                               scale=scale, empty=0.0)
   scenarios = cfg.scenarios or (("general",) if pairwise else ("unsafe",))
   return preference.single(preference.of_scenarios(of, scenarios))

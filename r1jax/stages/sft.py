@@ -11,7 +11,7 @@ import dataclasses
 import time
 from pathlib import Path
 
-from r1jax import data, ledger, loop, losses, optimizer, packing, train
+from r1jax import data, hosts, ledger, loop, losses, optimizer, packing, train
 from r1jax.ledger import Rates
 from r1jax.loop import SaveConfig
 from r1jax.models.transformer import ModelConfig
@@ -63,7 +63,7 @@ def demonstrations(cfg: SFTConfig, task: Task, path: str | None):
     if task.demonstration is None:
       raise ValueError(f"task {task.name} has no demonstrations: give data.demonstrations=FILE")
     return lambda i: tokens(*task.demonstration(i)), None, 0
-  every = [tokens(*sample) for sample in data.read_demonstrations(path)]
+  every = hosts.divided(list(data.read_demonstrations(path)), lambda own: [tokens(*sample) for sample in own])
   fits = [s for s in every if len(s[0]) + len(s[1]) <= cfg.length]
   if len(fits) < len(every) and cfg.too_long == "error":
     raise ValueError(f"{path}: {len(every) - len(fits)} of {len(every)} samples are longer than sft.length="
