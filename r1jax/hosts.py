@@ -16,6 +16,7 @@ import contextlib
 import math
 import os
 import pickle
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -72,7 +73,8 @@ def job(again: str = ""):
       raise
     if os.environ.get("R1JAX_DEBUG"):
       sys.excepthook(type(error), error, error.__traceback__)
-    mine = isinstance(error, MISTAKES)
+    # XLA's errors begin with a code in capitals; of a collective that broke, some come as ValueError
+    mine = isinstance(error, MISTAKES) and not re.match(r"[A-Z_]+: ", first_line(error))
     text = f"r1jax: process {jax.process_index()} of {count()}: {first_line(error)}"
     if not mine:
       text += ("\nThe job is over, most likely because another process ended: see what the others say. Go on from the"

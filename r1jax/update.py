@@ -75,8 +75,8 @@ def updater(cfg, model: ModelConfig, tx, loss_fn: Callable) -> Callable:
     return part.replace(ref_logp_NA=jax.lax.stop_gradient(logp_NA))
   prepare = reference if cfg.loss.kl_coef and cfg.reference == "fused" else None
   if not by_layout(cfg):
-    return train.compiled_step(loss_fn, tx, cfg.micro_batches, prepare=prepare)
+    return profiling.named(train.compiled_step(loss_fn, tx, cfg.micro_batches, prepare=prepare), name="update")
   of_parts = train.compiled_parts(loss_fn, tx, prepare=prepare)
   cut = functools.partial(layout.micro_batches, count=cfg.micro_batches, sort=cfg.sort_by_length,
                           pack_tokens=cfg.pack_tokens)
-  return lambda state, batch: of_parts(state, [part for _, part in cut(batch)])
+  return profiling.named(lambda state, batch: of_parts(state, [part for _, part in cut(batch)]), name="update")

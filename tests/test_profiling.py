@@ -1,5 +1,6 @@
 """Traces of a stage's units: which, where, and under which names."""
 
+import contextlib
 import gzip
 import json
 
@@ -79,7 +80,7 @@ def test_the_update_of_rl_reads_like_the_recipe():
   batch = Batch(zero(2, 8, kind=np.int32), np.ones(2, np.int32), zero(4, 8, kind=np.int32), zero(4, 8) + 1, zero(4),
                 sampler_logp_NA=zero(4, 8))
   step = update.updater(CFG, MODEL, tx, lambda p, b: policy_loss(p, b, model=MODEL, cfg=CFG))
-  text = names(step.lower(train.init_state(params, tx, reference=True), batch))
+  text = names(step.__wrapped__.lower(train.init_state(params, tx, reference=True), batch))
   for name in ("update/reference", "policy_loss", "update/optimizer", "attention", "mlp", "moe", "head"):
     assert f"/{name}" in text or f"({name})" in text, name
 
@@ -98,6 +99,5 @@ def test_names_change_no_program(monkeypatch):
   params, token = weights(MODEL), np.ones((2, 8), np.int32)
   text = lambda: jax.jit(lambda p, t: transformer.forward(p, MODEL, t, t)[0]).lower(params, token).as_text()
   with_names = text()
-  import contextlib
   monkeypatch.setattr(jax, "named_scope", lambda name: contextlib.nullcontext())
   assert text() == with_names

@@ -4,11 +4,12 @@ small tasks."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
-from r1jax import rollout
+from r1jax import profiling, rollout
 from r1jax.evals.metrics import consensus, pass_at_k
 from r1jax.evals.parts import Parts
 from r1jax.models.transformer import ModelConfig
@@ -37,6 +38,7 @@ class EvalConfig:
     SampleConfig(1, self.temperature, self.top_p)
 
 
+@functools.partial(profiling.named, name="eval")
 def evaluate(params, task: Task, problems: Sequence[Problem], samples: int, *, model: ModelConfig, cfg: SampleConfig,
              seed: int = 0, prompts_at_once: int = 128, pool=None, drawn_into: list | None = None):
   """`samples` answers to each problem -> (summary, table of all answers).
@@ -110,7 +112,8 @@ def suite(params, task: Task, suite: Suite, samples: int, *, model: ModelConfig,
     drawn_into.append(rollouts)
   reward_N, parts = rollout.score(rollouts, {name: (1.0, m) for name, m in suite.measures.items()}, pool=pool)
   means = {name: float(np.mean([p[name].value for p in parts])) for name in suite.measures}
-  return means | dict(length=float(np.mean([len(a) for a in rollouts.answers]))), rollout.table(rollouts, reward_N, parts)
+  means["length"] = float(np.mean([len(a) for a in rollouts.answers]))
+  return means, rollout.table(rollouts, reward_N, parts)
 
 
 def drawn(cfg: SampleConfig, temperature: float, top_p: float = 1.0) -> SampleConfig:

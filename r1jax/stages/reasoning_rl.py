@@ -18,23 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import (
-  collect,
-  credit,
-  critic,
-  data,
-  grpo,
-  hosts,
-  ledger,
-  loop,
-  offload,
-  optimizer,
-  partial,
-  profiling,
-  rollout,
-  slots,
-  train,
-)
+from r1jax import collect, credit, critic, data, grpo, hosts, ledger, loop, offload, optimizer, partial, rollout, train
 from r1jax import update as update_
 from r1jax.critic import CriticConfig
 from r1jax.drawing import SampleConfig
@@ -45,6 +29,7 @@ from r1jax.loop import SaveConfig
 from r1jax.models import moe
 from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
+from r1jax.slots import Stats
 from r1jax.types import Problem, Task
 
 
@@ -192,8 +177,7 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
   updates = (cfg.rollouts - (cfg.critic.warmup if cfg.critic else 0)) * cfg.minibatches
   tx = optimizer.make(cfg.optimizer, updates)
   rate = optimizer.schedule(cfg.optimizer, updates)
-  update = profiling.named(update_.updater(
-    cfg, model, tx, lambda params, batch: policy_loss(params, batch, model=model, cfg=cfg)), name="update")
+  update = update_.updater(cfg, model, tx, lambda params, batch: policy_loss(params, batch, model=model, cfg=cfg))
   score = update_.scorer(cfg, model)
 
   value_update = cfg.critic and train.compiled_step(
@@ -202,7 +186,7 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
 
   def advance(state, unit):
     began = time.monotonic()
-    stats, carry, stale = slots.Stats(), state.carry, 0.0
+    stats, carry, stale = Stats(), state.carry, 0.0
     state = offload.rest(state.replace(carry=None), cfg.offload)      # an update has nothing to do with the carry
     drawn = []
 
@@ -277,10 +261,9 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
       row |= {"zero_variance_share": scored.agreed_share, "sampled_rounds": scored.rounds}
     if (cfg.eval_every and (unit + 1) % cfg.eval_every == 0) or unit + 1 == cfg.rollouts:
       tested = []
-      with profiling.phase("eval"):
-        row |= {f"eval/{k}": v for k, v in evaluate.greedy(
-          state.params, task, model=model, sampling=cfg.sampling, pool=pool, drawn_into=tested,
-          prompts_at_once=(cfg.prompts_at_once or cfg.questions_per_rollout) * cfg.group_size).items()}
+      row |= {f"eval/{k}": v for k, v in evaluate.greedy(
+        state.params, task, model=model, sampling=cfg.sampling, pool=pool, drawn_into=tested,
+        prompts_at_once=(cfg.prompts_at_once or cfg.questions_per_rollout) * cfg.group_size).items()}
       spent |= dict(eval=ledger.sampled(model, tested, time.monotonic() - ended))
     if rates:
       row |= ledger.row(rates, **spent)
