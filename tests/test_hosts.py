@@ -192,13 +192,15 @@ def test_four_processes_of_which_one_is_killed_then_two_do_the_run_of_one(alone,
   assert_close(numbers(workdir), numbers(alone))
 
   (whole,) = logged(alone, "rewarded")
+  judged = Counter(whole)                                              # not those that were cut off
   for folder, count in (("log_of_four", 4), ("log", 2)):
     parts = [Counter(map(int, f.read_text().split())) for f in (tmp_path / folder).glob("rewarded_*")]
     assert len(parts) == count
     asked = {i for part in parts for i in part if i >= 6}              # those below may be held-out problems, too
     assert len(asked) > 3 and asked < set(whole)
-    for i in asked:                                                    # all 4 answers to a question by one process
-      assert [part[i] for part in parts if part[i]] == [4], i
+    for i in asked:                                                    # all answers to a question, by one process
+      found = [part[i] for part in parts if part[i]]
+      assert found == [judged[i]] or (count == 4 and len(found) == 1 and i >= max(asked) - 4), (i, found)
     sizes = [sum(part.values()) for part in parts]
     assert max(sizes) <= 2 * min(sizes)
   written = {f.parts[-3] for f in (workdir / "reasoning_rl/checkpoints/8").rglob("d/*")}
