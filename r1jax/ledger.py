@@ -25,9 +25,6 @@ from r1jax.models.transformer import ModelConfig
 
 PREFIX = "ledger/"
 SUMS = ("device_seconds", "tokens_prefill", "tokens_decode", "tokens_train", "flops")
-STAGES = ("pretrain", "sft", "rejection", "reasoning_rl", "all_scenarios_rl")      # that keep one
-
-
 @dataclasses.dataclass(frozen=True)
 class LedgerConfig:
   price: float = 0.0             # dollars of a device-hour; 0: not priced. R1's bill: 2 for an H800
@@ -140,6 +137,27 @@ def supervised(model: ModelConfig, prompt_N, answer_N, seconds: float, mtp: bool
   prompt_N, answer_N = np.asarray(prompt_N), np.asarray(answer_N)
   return Spent(seconds, train=int(prompt_N.sum() + answer_N.sum()),
                flops=costs.update(model, prompt_N, answer_N, mtp=mtp).flops)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+  """What an update does `times` over with the answers of its batch. A backward pass is two forward passes."""
+  model: ModelConfig
+  times: int
+  head: bool = True              # False: up to the last states, as a scalar head has them
+
+
+def of_batch(batch, passes: Sequence[Pass], drawn_by: ModelConfig | None = None) -> Spent:
+  """Of updates on given answers, each prompt computed once. drawn_by: the model that drew them first."""
+  prompt_B = np.asarray(batch.prompt_length_B)
+  answer_N = np.asarray(batch.mask_NA).sum(1).astype(int)
+  of = lambda p: costs.score(p.model, prompt_B, answer_N).flops - (
+    0.0 if p.head else costs.head_flops(p.model, answer_N.sum()))
+  flops, prefill, decode = sum(p.times * of(p) for p in passes), 0, 0
+  if drawn_by:
+    flops += (costs.prefill(drawn_by, prompt_B) + costs.decode(drawn_by, prompt_B, answer_N)).flops
+    prefill, decode = int(prompt_B.sum()), int(answer_N.sum())
+  return Spent(0.0, prefill, decode, int(prompt_B.sum() + answer_N.sum()), flops)
 
 
 def totals(rates: Rates, stages: dict[str, list[dict]]) -> dict:

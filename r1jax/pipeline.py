@@ -144,14 +144,14 @@ class Run:
     self.last = ("", None)        # the stage may give its start's memory to its own state
     data = dataclasses.replace(self.cfg.data, demonstrations=str(self.workdir / section.data / "data.jsonl")) \
       if section.data else self.cfg.data
-    more = dict(rates=self.rates) if section.stage in ledger.STAGES else {}
+    more = {}
     if section.stage == "rejection":
       more["policy"] = f"{section.start or 'the start'} {upstream.get(section.start, '')}".strip()
     if judges:
       more["judges"] = {name: self.judge(name, section.cfg.scale) for name in judges}
     params = policies.STAGES[section.stage].run(section.cfg, self.task, folder, params, model=self.model(section),
                                        seed=section.seed, stop=self.stop, console=self.console, files=data,
-                                       pool=self.pool, **more)
+                                       pool=self.pool, rates=self.rates, **more)
 
     def finish():
       rows = metrics.read(folder / "metrics.jsonl")
@@ -257,8 +257,7 @@ def _ledger(workdir: Path, cfg: RunConfig, rates: ledger.Rates, started: bool = 
     if not path.exists():
       ledger.write(path, dataclasses.asdict(rates))
     return {}
-  rows = {s.name: metrics.read(workdir / s.name / "metrics.jsonl") for s in cfg.sections.values()
-          if s.stage in ledger.STAGES}
+  rows = {s.name: metrics.read(workdir / s.name / "metrics.jsonl") for s in cfg.sections.values()}
   rows["evaluation"] = [json.loads(p.read_text()) for p in sorted((workdir / "eval").glob("*.ledger.json"))]
   out = ledger.totals(rates, rows)
   ledger.write(path, out)

@@ -86,6 +86,16 @@ def test_work_is_that_of_the_tokens_there_were():
   assert ledger.supervised(MODEL, [3, 5], [2, 4], 1.0).train == 14
 
 
+def test_updates_on_given_answers_count_their_passes_and_what_was_drawn_first():
+  batch = SimpleNamespace(prompt_length_B=np.array([3, 5]), mask_NA=np.array([[1, 1], [1, 0], [1, 1], [0, 1]]))
+  one = costs.score(MODEL, [3, 5], [2, 1, 2, 1]).flops
+  spent = ledger.of_batch(batch, [ledger.Pass(MODEL, 3), ledger.Pass(MODEL, 1, head=False)])
+  assert spent.flops == 4 * one - costs.head_flops(MODEL, 6)
+  assert (spent.train, spent.prefill, spent.decode, spent.seconds) == (14, 0, 0, 0)
+  drawn = ledger.of_batch(batch, [ledger.Pass(MODEL, 3)], MODEL)
+  assert (drawn.prefill, drawn.decode) == (8, 6) and drawn.flops > 3 * one
+
+
 def test_a_price_must_be_one():
   with pytest.raises(ValueError, match=r"ledger.price=-1.0 dollars must not be negative"):
     LedgerConfig(-1.0)
@@ -115,7 +125,7 @@ def test_a_run_writes_what_it_spent_and_its_report_shows_it(tmp_path, monkeypatc
   assert drawn[0] == pytest.approx(asked * rows[0]["length"]) and drawn[1] > asked * rows[1]["length"]   # an evaluation
   out = json.loads((tmp_path / "ledger.json").read_text())
   assert set(out["phases"]) == {"rollout", "reward", "update", "eval"} and not out["errors"]
-  assert out["stages"]["pretrain"]["tokens_train"] > 0 and out["stages"]["base and final"]["tokens_decode"] > 0
+  assert out["stages"]["pretrain"]["tokens_train"] > 0 and out["stages"]["evaluation"]["tokens_decode"] > 0
   total = out["total"]
   assert total["device_seconds"] == pytest.approx(sum(p["device_seconds"] for p in out["phases"].values()))
   assert total["dollars"] == pytest.approx(total["device_seconds"] / 1800) and 0 < total["mfu"] < 1

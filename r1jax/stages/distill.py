@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from r1jax import data, hf, hosts, losses, optimizer, rollout, train
+from r1jax.ledger import Pass, Rates
 from r1jax.loop import SaveConfig
 from r1jax.losses import masked_mean
 from r1jax.models import transformer
@@ -69,7 +70,7 @@ def first_state(cfg: DistillConfig, params, model: ModelConfig, steps: int = 1):
 
 
 def run(cfg: DistillConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None, console=None,
-        files=None, pool=None):
+        files=None, pool=None, rates: Rates | None = None):
   """Trains `params`, the student, towards the teacher and returns them."""
   teacher, teacher_model = hf.load(cfg.teacher, model.dtype, hosts.mesh())
   if teacher_model.vocab != model.vocab:
@@ -95,4 +96,5 @@ def run(cfg: DistillConfig, task: Task, folder: Path, params, *, model: ModelCon
 
   said = lambda unit, batch, row: dict(kl=row["loss"], length=float(np.asarray(batch.mask_NA).sum(1).mean()))
   return train_on(cfg, folder, first_state(cfg, params, model, cfg.steps), cfg.steps, batch_of,
-                  lambda state, batch: step(state, batch, teacher), said, stop, console).params
+                  lambda state, batch: step(state, batch, teacher), said, stop, console, rates,
+                  [Pass(model, 3), Pass(teacher_model, 1)], model if cfg.direction == "reverse" else None).params

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import data, hosts, loop, optimizer, train
+from r1jax import data, hosts, ledger, loop, optimizer, train
+from r1jax.ledger import Pass, Rates, Spent
 from r1jax.loop import SaveConfig
 from r1jax.losses import Mean
 from r1jax.models.transformer import ModelConfig
@@ -91,7 +93,7 @@ def first_state(cfg: DPOConfig, params, model: ModelConfig, steps: int = 1):
 
 
 def run(cfg: DPOConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None, console=None,
-        files=None, pool=None):
+        files=None, pool=None, rates: Rates | None = None):
   """Moves `params` towards the chosen answers of data.preferences; they are its reference too."""
   if not (files and files.preferences):
     raise ValueError("dpo needs pairs: give data.preferences=FILE")
@@ -107,28 +109,36 @@ def run(cfg: DPOConfig, task: Task, folder: Path, params, *, model: ModelConfig,
   step_fn = train.compiled_step(lambda params, batch: dpo_loss(params, batch, model=model, beta=cfg.beta),
                                 optimizer.make(cfg.optimizer, steps), cfg.micro_batches)
   return train_on(cfg, folder, first_state(cfg, params, model, steps), steps, batch_of, step_fn,
-                  lambda unit, batch, row: dict(epoch=(unit + 1) * cfg.batch / len(pairs)), stop, console).params
+                  lambda unit, batch, row: dict(epoch=(unit + 1) * cfg.batch / len(pairs)), stop, console,
+                  rates, [Pass(model, 3 + 1)]).params      # forward, backward; the reference
 
 
 def updates(cfg, size: int) -> int:
   return cfg.steps or max(round(cfg.epochs * size / cfg.batch), 1)
 
 
-def train_on(cfg, folder: Path, state, steps: int, batch_of, step_fn, more, stop, console):
+def train_on(cfg, folder: Path, state, steps: int, batch_of, step_fn, more, stop, console, rates: Rates | None = None,
+             passes: Sequence[Pass] = (), drawn_by: ModelConfig | None = None):
   """`steps` updates of a stage that has optimizer, log_every and checkpoint in its config.
 
   batch_of(state, unit) -> batch; step_fn(state, batch) -> (state, metrics); more(unit, batch, row) -> further numbers.
+  rates, passes, drawn_by: for the ledger (ledger.of_batch).
   """
   rate = optimizer.schedule(cfg.optimizer, steps)
+  clock = [time.monotonic(), Spent()]
 
   def advance(state, unit):
     began = time.monotonic()
     batch = batch_of(state, unit)
     state, metrics = step_fn(state, batch)
+    clock[1] += ledger.of_batch(batch, passes, drawn_by)
     if unit % cfg.log_every and unit + 1 < steps:
       return state, [], None
     row = {name: float(m.value()) for name, m in metrics.items()} | {
       "lr": float(rate(unit)), "seconds/update": time.monotonic() - began}
+    if rates:
+      row |= ledger.row(rates, update=dataclasses.replace(clock[1], seconds=time.monotonic() - clock[0]))
+    clock[:] = time.monotonic(), Spent()
     return state, [(unit, row | more(unit, batch, row))], None
 
   return loop.run(folder.name, folder, state, advance, units=steps, save=cfg.checkpoint, stop=stop, console=console)

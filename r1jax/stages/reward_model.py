@@ -17,6 +17,7 @@ import numpy as np
 
 from r1jax import checkpoint, critic, data, hosts, optimizer, train
 from r1jax.checkpoint import Checkpoints
+from r1jax.ledger import Pass, Rates
 from r1jax.loop import SaveConfig
 from r1jax.losses import Mean
 from r1jax.models import transformer
@@ -72,7 +73,7 @@ def first_state(cfg: RewardModelConfig, params, model: ModelConfig, steps: int =
 
 
 def run(cfg: RewardModelConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None,
-        console=None, files=None, pool=None):
+        console=None, files=None, pool=None, rates: Rates | None = None):
   """Trains a reward model that starts from the policy; its checkpoint is the result. Returns the policy."""
   pairwise = cfg.kind == "pairwise"
   path = files and (files.preferences if pairwise else files.safety)
@@ -94,7 +95,8 @@ def run(cfg: RewardModelConfig, task: Task, folder: Path, params, *, model: Mode
   steps = updates(cfg, len(samples))
   step_fn = train.compiled_step(loss, optimizer.make(cfg.optimizer, steps), cfg.micro_batches)
   train_on(cfg, folder, first_state(cfg, params, model, steps), steps, batch_of, step_fn,
-           lambda unit, batch, row: dict(epoch=(unit + 1) * cfg.batch / len(samples)), stop, console)
+           lambda unit, batch, row: dict(epoch=(unit + 1) * cfg.batch / len(samples)), stop, console,
+           rates, [Pass(model, 3, head=False)])
   return params
 
 
