@@ -27,7 +27,7 @@ from r1jax.sampler import SampleConfig
 MODEL = ModelConfig(vocab=49_152, dim=576, layers=30, heads=9, kv_heads=3, ffn=1536)
 ROWS, PROMPT, ANSWER = 32, 64, 64
 MIXED = 4            # times ROWS answers, of geometric lengths with a mean of a fifth of LONGEST
-LONGEST = 160
+LONGEST = 5 * ANSWER
 DTYPES = ("float32", "bfloat16")
 
 
