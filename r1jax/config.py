@@ -79,6 +79,7 @@ class RunConfig:
   rewards: RewardsConfig = dataclasses.field(default_factory=RewardsConfig)
   ledger: LedgerConfig = dataclasses.field(default_factory=LedgerConfig)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  rollout_mesh: MeshConfig | None = None       # of the same devices, while reasoning_rl samples; None: mesh
   tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
 
   def __post_init__(self):

@@ -61,10 +61,10 @@ def token_logprobs(hidden_MD, head_DV, target_M, temperature: float, chunk: int,
   Differentiable in hidden and head, through both outputs. Where the arguments are explained, and how it is computed on
   each platform: r1jax/kernels/token_logprobs. Under a mesh each device does its rows and its slice of the vocabulary.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+  mesh = sharding.split_mesh()
+  if mesh is None:
     return kernel.token_logprobs(hidden_MD, head_DV, target_M, temperature, chunk, kept_Mk, impl, tied)
-  rows, vocab = sharding.spec(mesh, ("batch", "vocab"), (hidden_MD.shape[0], head_DV.shape[1]))
+  rows, vocab = sharding.spec(mesh, ("token", "vocab"), (hidden_MD.shape[0], head_DV.shape[1]))
   return parallel.vocab_parallel(hidden_MD, head_DV, target_M, temperature, chunk, kept_Mk, impl, tied, mesh=mesh,
                                  rows=rows, vocab=vocab)
 

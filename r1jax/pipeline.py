@@ -47,8 +47,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | 
   workdir = Path(workdir)
   hosts.from_main(lambda: (_claim(workdir, config), task.tokenizer.save(workdir / "tokenizer.json")))
   model = configs.with_vocab(cfg, task.tokenizer.vocab)
-  mesh = sharding.make_mesh(cfg.mesh)
-  with (jax.set_mesh(mesh), reward_workers(cfg) as pool,
+  with (sharding.use(cfg.mesh, cfg.rollout_mesh) as mesh, reward_workers(cfg) as pool,
         tracking.of_run(cfg.tracking, workdir, cfg.name, config.to_dict())):
     tree = transformer.params(model)
     console.print(f"{cfg.name}: {param.count(tree):,} parameters on {mesh.size} {jax.default_backend()} device(s)")

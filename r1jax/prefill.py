@@ -15,6 +15,7 @@ from r1jax import drafts, room
 from r1jax.drawing import SampleConfig
 from r1jax.models import rope, transformer
 from r1jax.models.transformer import ModelConfig
+from r1jax.placing import pinned
 
 
 @flax.struct.dataclass
@@ -80,7 +81,7 @@ def prefill(params, prompt_BP, length_B, *, model: ModelConfig, cfg: SampleConfi
     cache, mtp_cache = cut(cache), cut(mtp_cache)
     experts = experts[:, :P] if model.moe else None
   text_BP = drafts.right_aligned(prompt_BP, length_B) if cfg.draft == "lookup" else None
-  return Prompts(cache, length_B, hidden_BD, experts, text_BP, mtp_cache)
+  return pinned(Prompts(cache, length_B, hidden_BD, experts, text_BP, mtp_cache))
 
 
 def _at(hidden_BPD, at_B):
@@ -99,9 +100,9 @@ def empty(*, model: ModelConfig, cfg: SampleConfig, B: int, P: int) -> Prompts:
   experts = None
   if model.moe:
     experts = jnp.zeros((B, P, model.stacks["moe_layers"], model.moe.top_k), model.moe.index_dtype)
-  return Prompts(made(0), jnp.ones(B, jnp.int32), jnp.zeros((B, model.dim), model.dtype), experts,
-                 jnp.full((B, P), -1, jnp.int32) if cfg.draft == "lookup" else None,
-                 made(1) if cfg.draft == "mtp" else ())
+  text_BP = jnp.full((B, P), -1, jnp.int32) if cfg.draft == "lookup" else None
+  return pinned(Prompts(made(0), jnp.ones(B, jnp.int32), jnp.zeros((B, model.dim), model.dtype), experts, text_BP,
+                        made(1) if cfg.draft == "mtp" else ()))
 
 
 @functools.partial(jax.jit, static_argnames=("model",), donate_argnames="into")
@@ -114,4 +115,4 @@ def load(into: Prompts, new: Prompts, from_l, lane_l, *, model: ModelConfig) -> 
     new = new.replace(expert_BPLk=room.pad(new.expert_BPLk, P, 1))
   if new.text_BP is not None:
     new = new.replace(text_BP=jnp.pad(new.text_BP, ((0, 0), (P - new.text_BP.shape[1], 0)), constant_values=-1))
-  return jax.tree.map(lambda old, x: old.at[lane_l].set(x[from_l], mode="drop"), into, new)
+  return pinned(jax.tree.map(lambda old, x: old.at[lane_l].set(x[from_l], mode="drop"), into, new))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from r1jax.drawing import SampleConfig, ends
 from r1jax.models import transformer
 from r1jax.models.transformer import ModelConfig
+from r1jax.placing import pinned
 
 
 def of_cache(model: ModelConfig, change, layers: tuple) -> tuple:
@@ -75,9 +76,9 @@ def repack(state, *, model: ModelConfig, columns: int):
   of_columns = {name: move(x, 1) for name in ("token_NW", "logp_NW", "expert_NWLk", "kept_NWk")
                 if (x := getattr(state, name)) is not None}
   count_N = state.valid_NW.sum(axis=1)
-  return state.replace(
+  return pinned(state.replace(
     cache=of_cache(model, move, state.cache), mtp=of_cache(model, move, state.mtp), column=count_N.max(),
-    valid_NW=jnp.arange(columns) < count_N[:, None], **of_columns)
+    valid_NW=jnp.arange(columns) < count_N[:, None], **of_columns))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "columns"))
@@ -86,7 +87,8 @@ def widen(state, *, model: ModelConfig, columns: int):
   grow = lambda x, axis: pad(x, columns, axis)
   of_columns = {name: grow(x, 1) for name in ("valid_NW", "token_NW", "logp_NW", "expert_NWLk", "kept_NWk")
                 if (x := getattr(state, name)) is not None}
-  return state.replace(cache=of_cache(model, grow, state.cache), mtp=of_cache(model, grow, state.mtp), **of_columns)
+  return pinned(state.replace(cache=of_cache(model, grow, state.cache), mtp=of_cache(model, grow, state.mtp),
+                              **of_columns))
 
 
 @functools.partial(jax.jit, static_argnames=("width",))
@@ -96,7 +98,7 @@ def only(state, lane_b, *, width: int):
   take = lambda tree, at: jax.tree.map(lambda x: x[at], tree)
   shared = dict(column=state.column, count=state.count)
   of_rows = state.replace(prompts=None, column=None, count=None)
-  return take(of_rows, row_n).replace(prompts=take(state.prompts, lane_b), **shared)
+  return pinned(take(of_rows, row_n).replace(prompts=take(state.prompts, lane_b), **shared))
 
 
 @functools.partial(jax.jit, static_argnames=("length", "end_id"))

@@ -27,6 +27,7 @@ from r1jax.drawing import SampleConfig, ends
 from r1jax.models import rope, transformer
 from r1jax.models.attention import DecodeCache
 from r1jax.models.transformer import ModelConfig
+from r1jax.placing import pinned
 from r1jax.prefill import Prompts, cache_dtype, experts_by_token, prefill
 
 
@@ -83,12 +84,12 @@ def rows(params, prompts: Prompts, key_N, *, model: ModelConfig, cfg: SampleConf
     more |= dict(hidden_ND=jnp.repeat(prompts.hidden_BD, N // B, axis=0),
                  mtp=transformer.empty_cache(model, N, columns, dtype, 1))
   zero_N = jnp.zeros(N, jnp.int32)
-  return SampleState(
+  return pinned(SampleState(
     prompts, key_N, budget_N=zero_N, before_N=zero_N, length_N=zero_N, ended_N=jnp.ones(N, bool),
     pending=drawing.Drawn(jnp.full(N, ends(end_id)[0], jnp.int32), jnp.zeros(N), kept_Nk),
     cache=transformer.empty_cache(model, N, columns, dtype), column=jnp.int32(0),
     valid_NW=jnp.zeros((N, columns), bool), token_NW=jnp.zeros((N, columns), jnp.int32),
-    logp_NW=jnp.zeros((N, columns)), count={k: jnp.int32(N if k == "rows" else 0) for k in COUNTS}, **more)
+    logp_NW=jnp.zeros((N, columns)), count={k: jnp.int32(N if k == "rows" else 0) for k in COUNTS}, **more))
 
 
 # all since the state was made; `few`: steps in which fewer than half of the first number of rows were at work
@@ -112,10 +113,11 @@ def begin(params, state: SampleState, fresh_N, key_N, budget_N, before_N, *, mod
   if cfg.draft == "mtp":
     more["hidden_ND"] = pick(hidden_ND, state.hidden_ND)
   count = state.count | dict(tokens=state.count["tokens"] + fresh_N.sum())
-  return state.replace(
+  return pinned(state.replace(
     key_N=keys, budget_N=pick(budget_N, state.budget_N), before_N=pick(before_N, state.before_N),
     length_N=pick(before_N + 1, state.length_N), ended_N=pick(_ended(drawn.token_N, end_id), state.ended_N),
-    pending=jax.tree.map(pick, drawn, state.pending), valid_NW=state.valid_NW & ~fresh_N[:, None], count=count, **more)
+    pending=jax.tree.map(pick, drawn, state.pending), valid_NW=state.valid_NW & ~fresh_N[:, None], count=count,
+    **more))
 
 
 def _ended(token_N, end_id):
@@ -215,7 +217,7 @@ def advance(params, state: SampleState, steps, *, model: ModelConfig, cfg: Sampl
   params = transformer.unstacked(params, model)
   stop = state.count["steps"] + steps
   more = lambda s: (s.count["steps"] < stop) & ~s.done_N.all() & (s.column + cfg.span <= W)
-  return jax.lax.while_loop(more, functools.partial(step, params, model, cfg, end_id, turned), state)
+  return pinned(jax.lax.while_loop(more, functools.partial(step, params, model, cfg, end_id, turned), state))
 
 
 def served(model: ModelConfig, cfg: SampleConfig) -> ModelConfig:

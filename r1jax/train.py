@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from r1jax import hosts, losses
+from r1jax import hosts, losses, sharding
+from r1jax.kernels.attention import shared_prompt_segments
 from r1jax.losses import Mean
 from r1jax.models import attention, moe, transformer
 from r1jax.models.transformer import ModelConfig
@@ -37,9 +38,9 @@ def packed_answer_logprobs(params, model: ModelConfig, packed: PackedAnswers, an
                            kept_NAk=None):
   """logprobs_and_routing of the same answers, from rows into which whole samples were packed; 0 outside the mask."""
   N, A = answer_NA.shape
-  attend = functools.partial(attention.causal, segment_NT=packed.segment_RT)
-  hidden_RTD, kept = transformer.forward(params, model, packed.token_RT, packed.position_RT, attend,
-                                         mask_NT=(packed.segment_RT > 0).astype(jnp.float32))
+  hidden_RTD, kept = transformer.forward(params, model, packed.token_RT, packed.position_RT,
+                                         mask_NT=(packed.segment_RT > 0).astype(jnp.float32),
+                                         segment_NT=packed.segment_RT)
   pick = lambda x_NA: jnp.take(x_NA.reshape(N * A, *x_NA.shape[2:]), packed.to_M, axis=0, mode="clip")
   logp_M, entropy_M = losses.token_logprobs(
     hidden_RTD.reshape(-1, model.dim)[packed.from_M], transformer.head(params), pick(answer_NA), temperature,
@@ -68,7 +69,9 @@ def answer_states(params, model: ModelConfig, prompt_BP, prompt_length_B, answer
   token_BS = jnp.concatenate([prompt_BP, answer_NA[:, :-1].reshape(B, G * (A - 1))], axis=1)
   answer_position_BA = prompt_length_B[:, None] + jnp.arange(A - 1)
   position_BS = jnp.concatenate([jnp.tile(jnp.arange(P), (B, 1)), jnp.tile(answer_position_BA, (1, G))], axis=1)
-  attend = functools.partial(attention.shared_prompt, P, G, prompt_length_B)
+  attend, segment_BS = functools.partial(attention.shared_prompt, P, G, prompt_length_B), None
+  if sharding.ways("sequence") > 1:      # a part of a row has no prompt and answers of its own: the same, by segments
+    attend, segment_BS = attention.causal, shared_prompt_segments(P, G, A - 1, prompt_length_B)
   replay_LBSk = mask_BS = None
   if experts is not None:
     prompt_expert_BPLk, expert_NALk = experts
@@ -78,7 +81,7 @@ def answer_states(params, model: ModelConfig, prompt_BP, prompt_length_B, answer
     prompt_mask_BP = jnp.arange(P) < prompt_length_B[:, None]
     mask_BS = jnp.concatenate([prompt_mask_BP, mask_NA[:, :-1].reshape(B, G * (A - 1))], axis=1).astype(jnp.float32)
   hidden_BSD, kept = transformer.forward(params, model, token_BS, position_BS, attend, replay_LNTk=replay_LBSk,
-                                         mask_NT=mask_BS)
+                                         mask_NT=mask_BS, segment_NT=segment_BS)
   last_B1D = jnp.take_along_axis(hidden_BSD[:, :P], (prompt_length_B - 1)[:, None, None], axis=1)
   answer_NAD = hidden_BSD[:, P:].reshape(N, A - 1, model.dim)
   hidden_NAD = jnp.concatenate([jnp.repeat(last_B1D, G, axis=0), answer_NAD], axis=1)
@@ -88,9 +91,9 @@ def answer_states(params, model: ModelConfig, prompt_BP, prompt_length_B, answer
 def packed_logprobs(params, model: ModelConfig, packed: Packed, temperature: float = 1.0):
   """log p of each token given those before it in its sample [N, T], f32; 0 for the first of a row. Of packed rows."""
   N, T = packed.token_NT.shape
-  attend = functools.partial(attention.causal, segment_NT=packed.segment_NT)
-  hidden_NTD, _ = transformer.forward(params, model, packed.token_NT, packed.position_NT, attend,
-                                      mask_NT=(packed.segment_NT > 0).astype(jnp.float32))
+  hidden_NTD, _ = transformer.forward(params, model, packed.token_NT, packed.position_NT,
+                                      mask_NT=(packed.segment_NT > 0).astype(jnp.float32),
+                                      segment_NT=packed.segment_NT)
   logp_M, _ = losses.token_logprobs(hidden_NTD[:, :-1].reshape(N * (T - 1), -1), transformer.head(params),
                                     packed.token_NT[:, 1:].reshape(-1), temperature, model.logit_chunk,
                                     tied=model.tied_head)

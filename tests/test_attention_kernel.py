@@ -165,7 +165,7 @@ def test_a_shared_prompt_lowers_to_kernels_and_on_cpu_to_products():
 
 
 def test_a_mesh_splits_kernels_over_rows_and_heads():
-  mesh = jax.sharding.AbstractMesh((2, 1, 2), sharding.AXES, (jax.sharding.AxisType.Auto,) * 3)
+  mesh = jax.sharding.AbstractMesh((2, 1, 2), ("data", "fsdp", "tensor"), (jax.sharding.AxisType.Auto,) * 3)
   shapes = jax.eval_shape(cases.plain("", cases.MODELS["qwen3-8b"], 4, 1024).make, jax.random.key(0))
   with jax.sharding.use_abstract_mesh(mesh):
     lowered = jax.jit(gradient()).trace(*(shapes[x] for x in NAMES)).lower(lowering_platforms=("tpu",))
@@ -218,7 +218,8 @@ def test_kernels_compile_for_tpus(chip, name):
 @pytest.mark.slow
 def test_kernels_compile_for_a_mesh_of_tpus():
   """Without the shard_map the compiler refuses: it cannot split a kernel."""
-  mesh = jax.make_mesh((2, 1, 2), sharding.AXES, (jax.sharding.AxisType.Auto,) * 3, devices=topology("v5e:2x2"))
+  mesh = jax.make_mesh((2, 1, 2), ("data", "fsdp", "tensor"), (jax.sharding.AxisType.Auto,) * 3,
+                       devices=topology("v5e:2x2"))
   shapes = jax.eval_shape(cases.packed("", cases.MODELS["qwen3-8b"], 4, (300, 200), 12).make, jax.random.key(0))
   axes = ("batch", None, "heads"), ("batch", "kv_heads"), ("batch", "kv_heads"), ("batch",)
   place = lambda x, names: jax.NamedSharding(mesh, sharding.spec(mesh, names, x.shape[:len(names)]))

@@ -188,8 +188,7 @@ from r1jax.models import transformer
 from test_hf import DEEPSEEK, any_bits, same_bits
 
 assert jax.device_count() == 8
-sharding.RULES["expert"] = "data"      # no axis of this mesh is for experts, but they may be split, too
-mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
+mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=2, expert=2, tensor=2))
 want = sharding.shardings(mesh, transformer.params(DEEPSEEK))
 split = sum(not s.is_fully_replicated for s in jax.tree.leaves(want))
 assert split > 15, split

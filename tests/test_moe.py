@@ -75,6 +75,21 @@ def test_capacity_drops_the_tokens_that_come_last_and_counts_them():
   assert not np.asarray(out_MD[2]).any()
 
 
+def test_tokens_of_a_capacity_group_share_room_among_themselves():
+  cfg = MoEConfig(experts=4, top_k=2, ffn=24, shared=0, capacity_factor=1.0, capacity_group=4)
+  p = {k: layer()[k][:4] for k in ("gate", "up", "down")}
+  x_MD, rng = hidden(1, 10)[0], np.random.default_rng(0)
+  expert_Mk = jnp.asarray([rng.permutation([0, 0, 1, 2, 3])[:2] for _ in range(10)])
+  weight_Mk = jnp.asarray(rng.uniform(size=(10, 2)), jnp.float32)
+  out_MD, dropped = moe.with_capacity(p, cfg, x_MD, expert_Mk, weight_Mk)
+  parts = [moe.with_capacity(p, cfg, x_MD[at], expert_Mk[at], weight_Mk[at])
+           for at in (slice(0, 4), slice(4, 8))]
+  assert float(dropped) >= sum(float(d) for _, d in parts) > 0
+  np.testing.assert_allclose(out_MD[:8], np.concatenate([out for out, _ in parts]), atol=1e-5)
+  all_MD, _ = moe.with_capacity(p, dataclasses.replace(cfg, capacity_group=0), x_MD, expert_Mk, weight_Mk)
+  assert float(jnp.abs(all_MD - out_MD).max()) > 0.01
+
+
 def test_loads_leave_padding_out_and_metrics_name_the_busiest():
   x_NTD = hidden()
   mask_NT = jnp.ones((3, 7)).at[:, 4:].set(0)

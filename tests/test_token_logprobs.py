@@ -229,7 +229,7 @@ def test_eight_devices_give_what_one_does_without_gathering_the_head_or_all_logi
 
 
 def test_a_mesh_that_does_not_divide_is_refused_with_the_numbers():
-  mesh = jax.sharding.AbstractMesh((1, 1, 4), sharding.AXES)
+  mesh = jax.sharding.AbstractMesh((1, 1, 4), ("data", "fsdp", "tensor"))
   hidden_MD, head_DV, target_M, _ = inputs(3, 4, 5)
   with pytest.raises(ValueError, match="V=5 does not divide over 'tensor', 4 devices"):
     parallel.vocab_parallel(hidden_MD, head_DV, target_M, 1.0, 4, mesh=mesh, vocab="tensor")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from r1jax import losses
 from r1jax.kernels.grouped_matmul import grouped_matmul
-from r1jax.models import layers
+from r1jax.models import expert_parallel, layers
 from r1jax.models.layers import linear
 from r1jax.models.param import Param, normal, zeros
 
@@ -39,6 +39,7 @@ class MoEConfig:
   bias: bool = True              # the selection bias; its update rule is update_bias
   dispatch: str = "dropless"     # capacity: fixed room per expert, tokens beyond it are dropped; dense: the oracle
   capacity_factor: float = 1.25  # room per expert, in units of an even share
+  capacity_group: int = 0        # tokens, one behind the other, that share it; 0: all of a call
 
   @property
   def index_dtype(self):
@@ -61,8 +62,9 @@ class MoEConfig:
       raise ValueError(f"model.moe.score={self.score!r} is none of sigmoid, softmax")
     if self.dispatch not in DISPATCH:
       raise ValueError(f"model.moe.dispatch={self.dispatch!r} is none of {DISPATCH}")
-    if self.capacity_factor <= 0:
-      raise ValueError(f"model.moe.capacity_factor={self.capacity_factor} must be above 0")
+    if self.capacity_factor <= 0 or self.capacity_group < 0:
+      raise ValueError(f"model.moe.capacity_factor={self.capacity_factor} must be above 0, and"
+                       f" capacity_group={self.capacity_group} not negative")
 
 
 class Routing(NamedTuple):
@@ -114,23 +116,21 @@ def block(p, cfg, x_NTD, replay_NTk=None, mask_NT=None):
   mask_NT: 0 on padding, which load and balance leave out; padding is computed all the same.
   """
   m = cfg.moe
-  N, T, D = x_NTD.shape
+  N, T, _ = x_NTD.shape
   logit_NTE = linear(x_NTD.astype(jnp.float32), p["router"].astype(jnp.float32))
   score_NTE = jax.nn.sigmoid(logit_NTE) if m.score == "sigmoid" else jax.nn.softmax(logit_NTE)
-  score_ME = score_NTE.reshape(N * T, m.experts)
+  of_tokens = lambda f: jax.vmap(jax.vmap(f))
   if replay_NTk is None:
     bias_E = p["selection_bias"] if m.bias else jnp.zeros(m.experts)
-    expert_Mk = jax.vmap(lambda s: select(m, s, bias_E))(score_ME)
+    expert_NTk = of_tokens(lambda s: select(m, s, bias_E))(score_NTE)
   else:
-    expert_Mk = replay_NTk.reshape(N * T, m.top_k).astype(jnp.int32)
-  weight_Mk = jax.vmap(lambda s, e: weights(m, s, e))(score_ME, expert_Mk)
-  run = dict(dropless=dropless, capacity=with_capacity, dense=dense)[m.dispatch]
-  out_MD, dropped = run(p, m, x_NTD.reshape(N * T, D), expert_Mk, weight_Mk)
-  out_NTD = out_MD.reshape(N, T, D)
+    expert_NTk = replay_NTk.astype(jnp.int32)
+  weight_NTk = of_tokens(lambda s, e: weights(m, s, e))(score_NTE, expert_NTk)
+  way = dict(dropless=dropless, capacity=with_capacity, dense=dense)[m.dispatch]
+  out_NTD, dropped = expert_parallel.run(way, p, m, x_NTD, expert_NTk, weight_NTk)
   if m.shared:
     out_NTD = out_NTD + layers.swiglu(p["shared"], x_NTD)
   mask_NT = jnp.ones((N, T)) if mask_NT is None else mask_NT
-  expert_NTk = expert_Mk.reshape(N, T, m.top_k)
   chosen_NTE = jax.nn.one_hot(expert_NTk, m.experts).sum(2) * mask_NT[..., None]
   balance = jax.vmap(lambda *x: sequence_balance(m, *x))(score_NTE, chosen_NTE, mask_NT).sum()
   return out_NTD, Routing(expert_NTk, chosen_NTE.sum((0, 1)), dropped, balance)
@@ -174,27 +174,41 @@ def _expert(gate, up, down, multiply, x):
 
 
 def dropless(p, cfg: MoEConfig, x_MD, expert_Mk, weight_Mk):
-  """Every token gets its k experts: rows sorted by expert, three grouped matmuls, rows put back."""
-  M, k = expert_Mk.shape
+  """Every token gets its k experts: rows sorted by expert, three grouped matmuls, rows put back.
+
+  Where p holds some experts only, counted from 0, a number outside of them is another device's, and adds nothing here.
+  """
+  (M, k), E = expert_Mk.shape, p["gate"].shape[0]
   expert_R = expert_Mk.reshape(-1)                     # R = M k rows
+  if E < cfg.experts:
+    expert_R = jnp.where((expert_R >= 0) & (expert_R < E), expert_R, E)
   order_R = jnp.argsort(expert_R, stable=True)
-  count_E = jnp.zeros(cfg.experts, jnp.int32).at[expert_R].add(1)
+  count_E = jnp.zeros(E, jnp.int32).at[expert_R].add(1, mode="drop")
   y_RD = _expert(p["gate"], p["up"], p["down"], lambda x, w: grouped_matmul(x, w, count_E), x_MD[order_R // k])
   y_MkD = y_RD[jnp.argsort(order_R)].reshape(M, k, -1)
   return jnp.einsum("mkd,mk->md", y_MkD, weight_Mk.astype(y_MkD.dtype)), jnp.float32(0)
 
 
-def with_capacity(p, cfg: MoEConfig, x_MD, expert_Mk, weight_Mk):
-  """Each expert takes its first c tokens, c = capacity_factor M k / E; a pair beyond adds nothing. Fixed shapes."""
+def with_capacity(p, cfg: MoEConfig, x_MD, expert_Mk, weight_Mk, there=lambda x: x, back=lambda x: x):
+  """Each expert takes its first c tokens, c = capacity_factor M k / E; a pair beyond adds nothing. Fixed shapes.
+
+  M: of capacity_group, of which there may be several. there, back: exchange rows [E, ., D] with other devices.
+  """
   M, k = expert_Mk.shape
-  E, c = cfg.experts, math.ceil(M * k / cfg.experts * cfg.capacity_factor)
+  E, size = cfg.experts, min(cfg.capacity_group or M, M)
+  c = math.ceil(size * k / E * cfg.capacity_factor)
+  groups = -(-M // size)
   expert_R = expert_Mk.reshape(-1)
-  place_R = (jnp.cumsum(jax.nn.one_hot(expert_R, E, dtype=jnp.int32), axis=0) - 1)[jnp.arange(M * k), expert_R]
-  slot_R = jnp.where(place_R < c, expert_R * c + place_R, E * c)
-  x_EcD = jnp.zeros((E * c, x_MD.shape[1]), x_MD.dtype).at[slot_R].set(x_MD[jnp.arange(M * k) // k], mode="drop")
+  chosen_RE = jax.nn.one_hot(expert_R, E, dtype=jnp.int32)
+  chosen_gRE = jnp.pad(chosen_RE, ((0, groups * size * k - M * k), (0, 0))).reshape(groups, size * k, E)
+  place_RE = (jnp.cumsum(chosen_gRE, axis=1) - 1).reshape(-1, E)
+  place_R = place_RE[jnp.arange(M * k), expert_R]
+  room = groups * c                                    # of an expert
+  slot_R = jnp.where(place_R < c, expert_R * room + jnp.arange(M * k) // (size * k) * c + place_R, E * room)
+  x_XD = jnp.zeros((E * room, x_MD.shape[1]), x_MD.dtype).at[slot_R].set(x_MD[jnp.arange(M * k) // k], mode="drop")
   multiply = lambda x, w: jnp.einsum("ecd,edf->ecf", x, w)
-  y_XD = _expert(p["gate"], p["up"], p["down"], multiply, x_EcD.reshape(E, c, -1)).reshape(E * c, -1)
-  y_MkD = jnp.take(y_XD, slot_R, axis=0, mode="fill", fill_value=0).reshape(M, k, -1)
+  y_EcD = back(_expert(p["gate"], p["up"], p["down"], multiply, there(x_XD.reshape(E, room, -1))))
+  y_MkD = jnp.take(y_EcD.reshape(E * room, -1), slot_R, axis=0, mode="fill", fill_value=0).reshape(M, k, -1)
   out_MD = jnp.einsum("mkd,mk->md", y_MkD, weight_Mk.astype(y_MkD.dtype))
   return out_MD, jnp.sum(place_R >= c).astype(jnp.float32)
 

@@ -19,7 +19,7 @@ def forward(p, cfg, hidden_NTD, next_NT, position_NT, attend=attention.causal, c
   and what `attend` kept."""
   m = p["mtp"]
   turned = position_NT if isinstance(position_NT, rope.Table) else transformer.positions(cfg, position_NT)
-  pair_NTX = jnp.concatenate([layers.rms_norm(p["embed"][next_NT], m["embed_norm"], cfg.norm_eps),
+  pair_NTX = jnp.concatenate([layers.rms_norm(transformer.embedded(p, next_NT), m["embed_norm"], cfg.norm_eps),
                               layers.rms_norm(hidden_NTD, m["hidden_norm"], cfg.norm_eps)], axis=-1)
   x_NTD, kept, _ = transformer.layer(cfg, m["layer"], linear(pair_NTX, m["merge"]), turned, attend, cache)
   return layers.rms_norm(x_NTD, m["final_norm"], cfg.norm_eps), kept

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from r1jax import offload
+from r1jax import offload, sharding
+from r1jax.kernels.attention import HIDDEN
 from r1jax.models import attention, layers, mla, moe, param, rope
 from r1jax.models.mla import MLAConfig
 from r1jax.models.moe import MoEConfig
@@ -148,7 +149,7 @@ def layer(cfg: ModelConfig, w, x_NTD, turned: rope.Table, attend, cache=None, re
       y_NTD, routing = moe.block(w["moe"], cfg, h_NTD, replay_NTk, mask_NT)
     else:
       y_NTD, routing = layers.swiglu(w["ffn"], h_NTD), None
-    return shard(x_NTD + y_NTD, "batch", None, "embed_act"), kv, routing
+    return shard(x_NTD + y_NTD, "batch", "sequence", "embed_act"), kv, routing
 
 
 def remat_policy(name: str):
@@ -161,16 +162,26 @@ def remat_policy(name: str):
 
 
 def forward(p, cfg: ModelConfig, token_NT, position_NT, attend=attention.causal, cache=None, keep=False,
-            replay_LNTk=None, mask_NT=None):
+            replay_LNTk=None, mask_NT=None, segment_NT=None):
   """Hidden states after the final norm [N, T, D], and Kept: the cache entries of all layers if `keep`, the routing.
 
   position_NT: 0, 1, ... along each sequence, or what `positions` made of them.
   attend(q_NTHC, kv, layer_cache) -> (o_NTHC, kept) decides what each token sees. `cache` is a tuple with one entry per
   layer; it is updated in place where the caller's loop allows, which needs an array per layer: so with a cache the
   layers are unrolled, without one they are scanned.
-  replay_LNTk: experts of each MoE layer. mask_NT: 0 on padding, for the routing's statistics.
+  replay_LNTk: experts of each MoE layer. mask_NT: 0 on padding, for the routing's statistics. segment_NT: attend's.
   """
-  x_NTD = shard(p["embed"][token_NT], "batch", None, "embed_act")
+  T = token_NT.shape[1]
+  padding = -T % sharding.ways("sequence") if cache is None else 0     # whole parts of a sequence for each device
+  if padding:
+    grown = lambda x, axis: jnp.pad(x, [(0, padding if a == axis else 0) for a in range(x.ndim)])
+    token_NT, position_NT, mask_NT = jax.tree.map(lambda x: grown(x, 1), (token_NT, position_NT, mask_NT))
+    replay_LNTk = None if replay_LNTk is None else grown(replay_LNTk, 2)
+    if segment_NT is not None:
+      segment_NT = jnp.pad(segment_NT, ((0, 0), (0, padding)), constant_values=HIDDEN)
+  if segment_NT is not None:
+    attend = functools.partial(attend, segment_NT=segment_NT)
+  x_NTD = embedded(p, token_NT)
   turned = position_NT if isinstance(position_NT, rope.Table) else positions(cfg, position_NT)
   run = functools.partial(layer, cfg)
   if cfg.remat != "none" and cache is None:
@@ -195,6 +206,9 @@ def forward(p, cfg: ModelConfig, token_NT, position_NT, attend=attention.causal,
       kv += [pick(kept, i) for i in range(count)]
     routing = stacked if kind == "moe_layers" else None
   hidden_NTD = layers.rms_norm(x_NTD, p["final_norm"], cfg.norm_eps)
+  if padding:
+    hidden_NTD, kv = hidden_NTD[:, :T], jax.tree.map(lambda x: x[:, :, :T], kv)
+    routing = routing and routing._replace(expert_NTk=routing.expert_NTk[:, :, :T])
   return hidden_NTD, Kept(tuple(kv) if keep else None, routing)
 
 
@@ -232,6 +246,11 @@ def unstacked(p, cfg: ModelConfig):
   """
   return p | {kind: tuple(jax.tree.map(lambda w, i=i: w[i], p[kind]) for i in range(count))
               for kind, count in cfg.stacks.items() if not isinstance(p[kind], tuple)}
+
+
+def embedded(p, token_NT):
+  """The tokens' rows of the embedding, which is gathered over the axes that split its width, like all weights."""
+  return shard(shard(p["embed"], "vocab", None)[token_NT], "batch", "sequence", "embed_act")
 
 
 def head(p):

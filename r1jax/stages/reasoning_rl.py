@@ -29,6 +29,7 @@ from r1jax.loop import SaveConfig
 from r1jax.models import moe
 from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
+from r1jax.resharding import for_rollout
 from r1jax.slots import Stats
 from r1jax.types import Problem, Task
 
@@ -196,12 +197,13 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     terms = asking.terms(unit)
     if cfg.partial:
       problem_at = lambda place: asking.problems(place, 1)[0]
-      scored, carry, stale = partial.collect(cfg, task, problem_at, state.params, carry, judge, model=model, seed=seed,
-                                             unit=unit, stats=stats)
+      with for_rollout(state.params, model) as policy:
+        scored, carry, stale = partial.collect(cfg, task, problem_at, policy, carry, judge, model=model, seed=seed,
+                                               unit=unit, stats=stats)
     else:
       problems = asking.problems(unit, cfg.questions_per_rollout * max(cfg.dynamic_sampling, 1))
       asked = Counter()
-      with hosts.own_devices(state.params) as params:
+      with for_rollout(state.params, model) as policy, hosts.own_devices(policy) as params:
         sample = lambda problems: rollout.sample_parts(
           params, problems, cfg.group_size, model=model, tokenizer=task.tokenizer, cfg=cfg.sampling, seed=seed,
           step=unit, prompts_at_once=cfg.prompts_at_once, encode=task.encode, asked=asked, stats=stats, share=True)
@@ -261,9 +263,10 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
       row |= {"zero_variance_share": scored.agreed_share, "sampled_rounds": scored.rounds}
     if (cfg.eval_every and (unit + 1) % cfg.eval_every == 0) or unit + 1 == cfg.rollouts:
       tested = []
-      row |= {f"eval/{k}": v for k, v in evaluate.greedy(
-        state.params, task, model=model, sampling=cfg.sampling, pool=pool, drawn_into=tested,
-        prompts_at_once=(cfg.prompts_at_once or cfg.questions_per_rollout) * cfg.group_size).items()}
+      with for_rollout(state.params, model) as policy:
+        row |= {f"eval/{k}": v for k, v in evaluate.greedy(
+          policy, task, model=model, sampling=cfg.sampling, pool=pool, drawn_into=tested,
+          prompts_at_once=(cfg.prompts_at_once or cfg.questions_per_rollout) * cfg.group_size).items()}
       spent |= dict(eval=ledger.sampled(model, tested, time.monotonic() - ended))
     if rates:
       row |= ledger.row(rates, **spent)

@@ -12,6 +12,7 @@ What impl=None takes, by the platform that is lowered for:
   tpu          splash  without segments; with them tpu, our flash attention
 Each branch has its own gradient: the CPU's autodiff keeps weights that kernels compute again.
 XLA does not split a Pallas call over devices: under the mesh of sharding.py it runs in a shard_map over rows and heads.
+Where that mesh splits sequences, every platform takes ring.py, unless `impl` says otherwise.
 Letters: E width of the values, S = P + G * A tokens of a prompt and its answers; the rest in r1jax/types.py.
 """
 
@@ -21,16 +22,16 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from r1jax import sharding
-from r1jax.kernels.attention import pallas_gpu, pallas_tpu, ref, shipped, xla
+from r1jax.kernels.attention import pallas_gpu, pallas_tpu, ref, ring, shipped, xla
 from r1jax.kernels.attention.ref import MASKED, SHARED
 
-__all__ = ["IMPLS", "MASKED", "SHARED", "attention", "flash", "shared_prompt", "shared_prompt_segments"]
+__all__ = ["HIDDEN", "IMPLS", "MASKED", "SHARED", "attention", "flash", "shared_prompt", "shared_prompt_segments"]
 
 IMPLS = ("triton", "mosaic", "splash", "tpu", "xla", "ref")
-HIDDEN = -2      # the padding of a prompt, which none but itself sees
+HIDDEN = -2      # padding that none but itself sees
 
 FLASH = dict(
   triton=(pallas_gpu.forward, pallas_gpu.backward),
@@ -48,6 +49,8 @@ def attention(q_NTHC, k_NKTC, v_NKTE, segment_NT=None, impl: str | None = None):
     return xla.attention(q_NTHC, k_NKTC, v_NKTE, segment_NT)
   if impl:
     return _kernel(impl, q_NTHC, k_NKTC, v_NKTE, segment_NT)
+  if sharding.ways("sequence") > 1 and q_NTHC.shape[1] % sharding.ways("sequence") == 0:
+    return _sharded(None, q_NTHC, k_NKTC, v_NKTE, segment_NT)
   return _by_platform(xla.attention, q_NTHC, k_NKTC, v_NKTE, segment_NT)
 
 
@@ -90,12 +93,18 @@ def _kernel(impl: str, q_NTHC, k_NKTC, v_NKTE, segment_NT):
     run = lambda q, k, v, segment: shipped.splash(q, k, v)
   else:
     run = functools.partial(flash, impl=impl)
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1 or any(kind != AxisType.Auto for kind in mesh.axis_types):
+  return _sharded(run, q_NTHC, k_NKTC, v_NKTE, segment_NT)
+
+
+def _sharded(run, q_NTHC, k_NKTC, v_NKTE, segment_NT):
+  """run(q, k, v, segments) on each device's rows and key heads; None: ring.py, on its part of the sequence too."""
+  mesh = sharding.split_mesh()
+  if mesh is None:
     return run(q_NTHC, k_NKTC, v_NKTE, segment_NT)
-  rows, heads = sharding.spec(mesh, ("batch", "kv_heads"), k_NKTC.shape[:2])
-  by_q, by_k = PartitionSpec(rows, None, heads), PartitionSpec(rows, heads)
-  return jax.shard_map(run, in_specs=(by_q, by_k, by_k, PartitionSpec(rows)), out_specs=by_q,
+  rows, heads, part = sharding.spec(mesh, ("batch", "kv_heads", None if run else "sequence"), k_NKTC.shape[:3])
+  run = run or functools.partial(ring.attention, axis=sharding.names(part))
+  by_q, by_k = PartitionSpec(rows, part, heads), PartitionSpec(rows, heads, part)
+  return jax.shard_map(run, mesh=mesh, in_specs=(by_q, by_k, by_k, PartitionSpec(rows, part)), out_specs=by_q,
                        check_vma=False)(q_NTHC, k_NKTC, v_NKTE, segment_NT)
 
 
