@@ -4,6 +4,7 @@ The mesh is Auto: jit places the parts, the rules pin parameters and activations
 nothing. What jit would split badly is written out in a shard_map: experts (models/expert_parallel.py), attention over
 parts of a sequence (kernels/attention/ring.py), log-probs over parts of the vocabulary (kernels/token_logprobs).
 Axes of the mesh:
+  stage     layers split, rows go through them in parts (models/pipelined.py)
   data      copies of the policy, each with its rows
   fsdp      parameters split, gathered layer by layer; each with its rows
   expert    experts split; each with its rows
@@ -23,7 +24,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from r1jax.models.param import is_param
 
-AXES = ("data", "fsdp", "expert", "context", "tensor")
+AXES = ("stage", "data", "fsdp", "expert", "context", "tensor")
 
 # logical axis -> mesh axes, first the one that varies slowest. MeshConfig.rules overrides
 RULES: dict[str, tuple[str, ...]] = dict(
@@ -36,7 +37,7 @@ RULES: dict[str, tuple[str, ...]] = dict(
   ffn=("tensor",),
   expert=("expert",),
   vocab=("tensor",),
-  layers=(),
+  layers=("stage",),
 )
 
 _config = jax.make_user_context(default_value=None)                   # the MeshConfig; jit's caches tell them apart
@@ -51,6 +52,8 @@ class MeshConfig:
   tensor: int = 1
   expert: int = 1
   context: int = 1
+  stage: int = 1
+  stage_parts: int = 0           # parts of a micro-batch's rows that go through the stages; 0: four times the stages
   rules: dict | tuple = ()       # logical axis -> mesh axes, in place of those in RULES; kept as a sorted tuple
 
   def __post_init__(self):
@@ -58,6 +61,8 @@ class MeshConfig:
       size = getattr(self, axis)
       if size < 1 and (axis, size) != ("data", -1):
         raise ValueError(f"mesh.{axis}={size} must be at least 1" + (", or -1 for all that is left" * (axis == "data")))
+    if self.stage_parts < 0:
+      raise ValueError(f"mesh.stage_parts={self.stage_parts} must not be negative")
     rules = {name: (axes,) if isinstance(axes, str) else tuple(axes or ()) for name, axes in dict(self.rules).items()}
     for name, axes in rules.items():
       if name not in RULES:
@@ -68,6 +73,8 @@ class MeshConfig:
         raise ValueError(f"mesh.rules.{name}={axes} names an axis twice")
     if both := set((RULES | rules)["batch"]) & set((RULES | rules)["sequence"]):
       raise ValueError(f"mesh.rules: {both.pop()!r} cannot split both batch and sequence")
+    if len((RULES | rules)["layers"]) > 1:
+      raise ValueError(f"mesh.rules.layers={rules['layers']}: stages are along one axis")
     object.__setattr__(self, "rules", tuple(sorted(rules.items())))
 
 
@@ -101,6 +108,11 @@ def entered(mesh: Mesh, cfg: MeshConfig):
     yield mesh
 
 
+def config() -> MeshConfig:
+  """Of the mesh in use."""
+  return _config.value or MeshConfig()
+
+
 def rollout_layout() -> tuple[Mesh, MeshConfig] | None:
   """(mesh, config) of sampling, or None where it has the trainer's."""
   return _rollout.get()
@@ -108,7 +120,7 @@ def rollout_layout() -> tuple[Mesh, MeshConfig] | None:
 
 def axes_of(axis: str | None) -> tuple[str, ...]:
   """Mesh axes of a logical axis. "token" is batch and sequence flattened into one."""
-  rules = RULES | (dict(_config.value.rules) if _config.value else {})
+  rules = RULES | dict(config().rules)
   return () if axis is None else rules["batch"] + rules["sequence"] if axis == "token" else rules[axis]
 
 
@@ -126,8 +138,10 @@ def ways(axis: str) -> int:
 
 def shard(x, *axes: str | None):
   """Pins an activation's logical axes to the mesh of `with jax.set_mesh(mesh)`; no effect outside, or on one device."""
-  mesh = split_mesh()
-  return x if mesh is None else jax.lax.with_sharding_constraint(x, spec(mesh, axes, x.shape))
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1 or len(mesh.manual_axes) == len(mesh.axis_names):
+    return x
+  return jax.lax.with_sharding_constraint(x, spec(mesh, axes, x.shape))
 
 
 def spec(mesh: Mesh, axes, shape) -> PartitionSpec:
@@ -136,7 +150,7 @@ def spec(mesh: Mesh, axes, shape) -> PartitionSpec:
   A mesh axis splits the first of them that asks for it. Of several, the last are given up until the size divides: an
   axis that does not divide at all stays whole (a kv head, say).
   """
-  taken: set[str] = set()
+  taken = set(getattr(mesh, "manual_axes", ()))       # a shard_map's own, such as pipelined.py's stages
 
   def place(axis, size):
     names = [n for n in axes_of(axis) if mesh.shape.get(n, 1) > 1 and n not in taken]

@@ -70,7 +70,8 @@ def answer_states(params, model: ModelConfig, prompt_BP, prompt_length_B, answer
   answer_position_BA = prompt_length_B[:, None] + jnp.arange(A - 1)
   position_BS = jnp.concatenate([jnp.tile(jnp.arange(P), (B, 1)), jnp.tile(answer_position_BA, (1, G))], axis=1)
   attend, segment_BS = functools.partial(attention.shared_prompt, P, G, prompt_length_B), None
-  if sharding.ways("sequence") > 1:      # a part of a row has no prompt and answers of its own: the same, by segments
+  if sharding.ways("sequence") > 1 or sharding.ways("layers") > 1:
+    # a part of the sequences or of the rows has not all that shared_prompt wants to know: the same, by segments
     attend, segment_BS = attention.causal, shared_prompt_segments(P, G, A - 1, prompt_length_B)
   replay_LBSk = mask_BS = None
   if experts is not None:

@@ -25,12 +25,16 @@ from r1jax.types import Batch
 
 TINY = PRESETS["deepseek-tiny"]
 MODELS = dict(
-  dense=ModelConfig(vocab=64, dim=32, layers=2, heads=4, kv_heads=2, ffn=48, qkv_bias=True, logit_chunk=16),
+  dense=ModelConfig(vocab=64, dim=32, layers=2, heads=4, kv_heads=2, ffn=48, qkv_bias=True, logit_chunk=16,
+                    remat="none"),
   deepseek=dataclasses.replace(
-    TINY, vocab=64, dim=32, ffn=48, layers=2, mtp=0, logit_chunk=16,
+    TINY, vocab=64, dim=32, ffn=48, layers=2, mtp=0, logit_chunk=16, remat="none",
     mla=dataclasses.replace(TINY.mla, q_rank=16, kv_rank=16, nope_dim=8, rope_dim=8, v_dim=8),
     moe=dataclasses.replace(TINY.moe, ffn=24)))
-MODELS["small"] = dataclasses.replace(MODELS["deepseek"], layers=1, dense_layers=0, remat="none")
+# nothing is recomputed: quicker to compile
+MODELS |= dict(dense8=dataclasses.replace(MODELS["dense"], layers=8),
+               deepseek5=dataclasses.replace(MODELS["deepseek"], layers=5))       # one dense, four in stages
+MODELS["small"] = dataclasses.replace(MODELS["deepseek"], layers=1, dense_layers=0)
 TOKENS = 64      # of a packed row
 
 

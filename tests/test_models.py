@@ -11,8 +11,9 @@ from tiny import token_logprobs, weights
 
 from r1jax import losses
 from r1jax.models import layers, param, rope, transformer
+from r1jax.models.remat import REMAT
 from r1jax.models.rope import RopeConfig
-from r1jax.models.transformer import REMAT, ModelConfig
+from r1jax.models.transformer import ModelConfig
 
 MODEL = ModelConfig(vocab=23, dim=16, layers=3, heads=4, kv_heads=2, ffn=24, head_dim=6, logit_chunk=8)
 

@@ -13,18 +13,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from r1jax import offload, sharding
+from r1jax import sharding
 from r1jax.kernels.attention import HIDDEN
-from r1jax.models import attention, layers, mla, moe, param, rope
+from r1jax.models import attention, layers, mla, moe, param, pipelined, remat, rope
 from r1jax.models.mla import MLAConfig
 from r1jax.models.moe import MoEConfig
 from r1jax.models.param import Param, normal
+from r1jax.models.remat import REMAT
 from r1jax.models.rope import RopeConfig
 from r1jax.sharding import shard
-
-# what the backward pass recomputes: nothing; all but results of matmuls, those of attention too; all but those with the
-# weights (less memory traffic, so faster too); as this, and they wait in the host's memory; whole layers
-REMAT = ("none", "dots", "elementwise", "offload", "layer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,15 +149,6 @@ def layer(cfg: ModelConfig, w, x_NTD, turned: rope.Table, attend, cache=None, re
     return shard(x_NTD + y_NTD, "batch", "sequence", "embed_act"), kv, routing
 
 
-def remat_policy(name: str):
-  """What jax.checkpoint saves, by a name of REMAT other than none; None: nothing but the layer's input."""
-  policies = jax.checkpoint_policies
-  if name == "offload":
-    offload.check("model.remat=offload")
-    return policies.offload_dot_with_no_batch_dims("device", offload.HOST)
-  return dict(layer=None, dots=policies.dots_saveable, elementwise=policies.dots_with_no_batch_dims_saveable)[name]
-
-
 def forward(p, cfg: ModelConfig, token_NT, position_NT, attend=attention.causal, cache=None, keep=False,
             replay_LNTk=None, mask_NT=None, segment_NT=None):
   """Hidden states after the final norm [N, T, D], and Kept: the cache entries of all layers if `keep`, the routing.
@@ -179,13 +167,14 @@ def forward(p, cfg: ModelConfig, token_NT, position_NT, attend=attention.causal,
     replay_LNTk = None if replay_LNTk is None else grown(replay_LNTk, 2)
     if segment_NT is not None:
       segment_NT = jnp.pad(segment_NT, ((0, 0), (0, padding)), constant_values=HIDDEN)
+  of_part = attend           # of rows in parts, each with its segments
   if segment_NT is not None:
     attend = functools.partial(attend, segment_NT=segment_NT)
   x_NTD = embedded(p, token_NT)
   turned = position_NT if isinstance(position_NT, rope.Table) else positions(cfg, position_NT)
   run = functools.partial(layer, cfg)
   if cfg.remat != "none" and cache is None:
-    run = jax.checkpoint(run, policy=remat_policy(cfg.remat), static_argnums=(3,))
+    run = jax.checkpoint(run, policy=remat.policy(cfg.remat), static_argnums=(3,))
 
   kv, routing = [], None
   for kind, count in cfg.stacks.items():
@@ -198,6 +187,8 @@ def forward(p, cfg: ModelConfig, token_NT, position_NT, attend=attention.causal,
         kv.append(new)
         each.append(one)
       stacked = jax.tree.map(lambda *x: jnp.stack(x), *each)
+    elif not keep and pipelined.divides(count):
+      x_NTD, stacked = pipelined.run(run, p[kind], x_NTD, turned, of_part, replay, mask_NT, segment_NT)
     else:
       def body(x_NTD, inputs):
         x_NTD, new, one = run(inputs[0], x_NTD, turned, attend, None, inputs[1], mask_NT)
