@@ -84,6 +84,15 @@ def test_override_with_a_space(tmp_path):
   assert config.seed == 3 and config.reasoning_rl.loss.clip_low == 0.2
 
 
+def test_a_section_that_the_experiment_leaves_out_can_be_overridden():
+  from r1jax.cli.run import load_config
+  config = load_config(EXPERIMENT, ["--config.ledger.price=2", "--config.tracking.tensorboard=False"])
+  assert config.ledger.price == 2.0 and config.tracking.to_dict() == dict(tensorboard=False, wandb="")
+  assert "rewards" not in config      # nothing else is added: the folders of older runs know this config
+  with pytest.raises(ValueError, match=r"tracking.wnadb: the experiment has no such key; did you mean wandb"):
+    load_config(EXPERIMENT, ["--config.tracking.wnadb=r1"])
+
+
 def test_eval_held_out(workdir, capsys):
   code, out, _ = call("eval", "--workdir", workdir, "--samples", 4, "--problems", 8, capsys=capsys)
   assert code == 0 and "strict pass@4" in out and "lenient pass@1" in out

@@ -139,7 +139,7 @@ def test_a_figure_that_falls_while_reward_rises_is_flagged_and_shaded(run):
 
 
 def test_a_policy_worse_than_the_one_it_started_from_is_flagged(run):
-  said = hacking.all_said(report.read(run))
+  said = hacking.hacked(report.read(run))
   assert said[0] == ("zero: language was 0.97 before the stage and is 0.61 after it, while the reward rose from 1.51 to"
                      " 1.91.")
   assert not any(line.startswith("dev2") for line in said)      # its language went from 0.98 to 0.97: too little

@@ -8,7 +8,9 @@ import sys
 import types
 
 import pytest
+from conftest import experiment
 
+from r1jax import config as configs
 from r1jax import metrics, tracking
 from r1jax.tracking import TrackingConfig
 
@@ -100,6 +102,16 @@ def test_a_project_without_the_package_is_refused_where_the_config_is_built(monk
   with pytest.raises(ValueError, match=r"tracking.wandb=r1 needs wandb: pip install"):
     TrackingConfig(wandb="r1")
   TrackingConfig()
+
+
+def test_an_experiment_says_where_its_rows_go(wandb):
+  c = experiment("r1_zero_parity")
+  assert configs.freeze(c).tracking == TrackingConfig(tensorboard=True, wandb="")
+  c.tracking = dict(tensorboard=False, wandb="r1")
+  assert configs.freeze(c).tracking == TrackingConfig(tensorboard=False, wandb="r1")
+  c.tracking = dict(wandb=True)
+  with pytest.raises(ValueError, match=r"tracking.wandb=True must be of type str"):
+    configs.freeze(c)
 
 
 @pytest.mark.slow

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import difflib
+import functools
 import io
 import sys
 from pathlib import Path
@@ -82,19 +84,30 @@ def load_config(file: str, overrides: list[str]):
   path = file.partition(":")[0]
   if not Path(path).is_file():
     raise FileNotFoundError(f"--config: {path}: no such file")
-  config = _parse([f"--config={file}"])
+  config = _parse([f"--config={file}"], config_flags.DEFINE_config_file)
+  _fill(config, overrides)
   for i, flag in enumerate(overrides):
     if flag.startswith("--config."):
       _check_key(config, flag.removeprefix("--config.").partition("=")[0])
     elif not (i and overrides[i - 1].startswith("--config.") and "=" not in overrides[i - 1]):   # its value
       raise ValueError(f"unknown argument {flag!r}; see r1jax run --help")
-  return _parse([f"--config={file}", *overrides]) if overrides else config
+  return _parse(overrides, functools.partial(config_flags.DEFINE_config_dict, config=config)) if overrides else config
 
 
-def _parse(argv: list[str]):
+def _fill(config, overrides: list[str]) -> None:
+  """A section that an experiment leaves to its defaults, ledger or tracking, is there for a flag to change."""
+  named = {flag.removeprefix("--config.").partition(".")[0] for flag in overrides if flag.count(".") > 1}
+  if named - set(config):
+    from r1jax.config import RunConfig
+    for field in dataclasses.fields(RunConfig):
+      if field.name in named - set(config) and dataclasses.is_dataclass(field.default_factory):
+        with config.unlocked():
+          config[field.name] = dataclasses.asdict(field.default_factory())
+
+
+def _parse(argv: list[str], define):
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True,
-                                  sys_argv=["r1jax", *argv])
+  define("config", flag_values=values, lock_config=True, sys_argv=["r1jax", *argv])
   try:
     with contextlib.redirect_stderr(io.StringIO()):
       values(["r1jax", *argv])

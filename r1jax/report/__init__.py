@@ -7,7 +7,7 @@ from pathlib import Path
 
 from r1jax.report.advice import look_at
 from r1jax.report.folder import bill_of, read, summary_of
-from r1jax.report.hacking import all_said as hacked
+from r1jax.report.hacking import hacked
 from r1jax.report.page import render
 
 __all__ = ["bill_of", "hacked", "look_at", "read", "summary", "write"]

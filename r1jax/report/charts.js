@@ -94,8 +94,10 @@ function chart(figure, spec) {
     width = plot.clientWidth
     if (!width) return
     const root = svg("svg", {width, height, "aria-hidden": "true"})
-    for (const [from, to] of spec.spans || [])
-      root.append(svg("rect", {class: "span", x: px(from), y: TOP, width: Math.max(2, px(to) - px(from)), height: high}))
+    for (const [from, to] of spec.spans || []) {
+      const across = Math.max(2, px(to) - px(from))
+      root.append(svg("rect", {x: px(from), y: TOP, width: across, height: high, class: "span"}))
+    }
     let labelled = Infinity
     for (const value of axis.at) {
       const y = py(value)
@@ -117,7 +119,8 @@ function chart(figure, spec) {
         root.append(svg("path", {d: "M" + d.join("L") + "Z", class: "band" + colour}))
       }
       root.append(svg("path", {d: line(curve.x, curve.y), class: "curve" + (smooth ? " pale" : "") + colour}))
-      if (smooth) root.append(svg("path", {d: line(curve.x, runningMean(curve.x, curve.y, stage)), class: "curve" + colour}))
+      const mean = smooth && line(curve.x, runningMean(curve.x, curve.y, stage))
+      if (smooth) root.append(svg("path", {d: mean, class: "curve" + colour}))
       if (curve.x.length === 1 || curve.marks && curve.x.length < 60) curve.x.forEach((x, j) => {
         const y = py(curve.y[j])
         if (y != null) root.append(svg("circle", {cx: px(x), cy: y, r: 4, class: "dot" + colour}))

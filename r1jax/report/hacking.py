@@ -100,7 +100,7 @@ def change(run: Run, stage: Stage) -> tuple[list[tuple[str, ...]], list[str]]:
   return (table if len(table) > 1 else []), fell
 
 
-def all_said(run: Run) -> list[str]:
+def hacked(run: Run) -> list[str]:
   return [f"{stage.name}: {line}" for stage in run.stages if stage.is_rl for line in (*said(stage),
                                                                                     *change(run, stage)[1])]
 

@@ -71,7 +71,7 @@ def bill_html(run: Run) -> str:
 
 def render(run: Run) -> str:
   figures, notes = Figures(), list(run.notes)
-  look = [f"{stage.name}: {said}" for stage in run.stages for said in look_at(stage.rows)] + hacking.all_said(run)
+  look = [f"{stage.name}: {said}" for stage in run.stages for said in look_at(stage.rows)] + hacking.hacked(run)
   aside = list_html("What to look at", look, "aside")
   top = (stages.table_html(run) + aside if run.is_pipeline and run.evals else
          f'<div class="top">{table_html(summary_of(run))}{aside}</div>')
