@@ -80,6 +80,7 @@ def test_columns_of_the_drawing_by_hand():
   assert stages.lanes([[], [0], [1]]) == [0, 0, 0]                      # a chain
   assert stages.lanes([[], [0], [0]]) == [0, 1, 0]                      # a fork: the last child stands below
   assert stages.lanes([[], [0], [1], [0, 2], [3]]) == [0, 1, 1, 0, 0]   # data from beside
+  assert stages.lanes([[], [0], [1], [0, 2], [0]]) == [0, 1, 1, 2, 0]   # a column is one line of policies
   parents = [[], [0], [1], [0, 2], [3], [4], [0, 5], [6], [6], [6]]     # R1's
   lane = stages.lanes(parents)
   for i, of in enumerate(parents):      # no line runs through another stage's dot

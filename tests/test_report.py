@@ -176,6 +176,9 @@ def test_the_answers_on_the_page_are_bounded_and_begin_with_whole_groups(tmp_pat
   assert of == 503 and kept == browser.ANSWERS // 2 + 3
   assert [(g["step"], g["problem"], len(g["answers"])) for g in groups] == [(0, "0", 50), (0, "1", 50), (1, "7", 3)]
   assert all(len(answer["text"]) < browser.LONGEST + 100 for group in groups for answer in group["answers"])
+  write_samples(tmp_path, 2, [sample(2, problem=n, text="x" * browser.LONGEST) for n in range(100)])
+  _, kept, _ = browser.chosen([(2, tmp_path / "reasoning_rl" / "samples" / "step_000002.parquet")], [])
+  assert kept == browser.CHARACTERS // (browser.LONGEST + len("What is 17 + 25?"))
   groups, kept, _ = browser.chosen(files[:1], [])
   assert [g["problem"] for g in groups] == ["0", "1", "9", "2"]      # 9 differs: it teaches
 

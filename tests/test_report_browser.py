@@ -63,6 +63,8 @@ def test_every_figure_is_drawn_once_it_is_seen(page):
   assert empty == 0 and page.locator("figure").count() > 20
   assert page.locator("figure").first.locator(".name").all_text_contents() == ["zero", "dev2", "r1"]
   assert page.locator("figure").first.locator(".bound").count() == 2
+  lines = page.locator("figure").first.locator("svg path.curve[d*=L]").all()
+  assert [line.get_attribute("d").count("M") for line in lines] == [3, 3, 3]      # no line from stage to stage
   assert page.locator(".plot .span").count() == 2      # r1's fall, shaded in both of its charts
 
 
@@ -107,12 +109,14 @@ def test_the_keyboard_alone_searches_walks_and_turns_pages(page):
   page.keyboard.press("k")                           # over the page's edge
   assert page.locator(".pager").inner_text().split("page ")[1].startswith("1 of")
   page.keyboard.press("/")
-  page.keyboard.type("zebra")
+  page.keyboard.type("jk/[")                          # typed, not commands
+  assert page.locator("input.search").input_value() == "jk/[" and rows(page).count() == 0
+  page.locator("input.search").fill("zebra")
   count = int(page.locator("#browser .note").inner_text().split()[0])
   assert 0 < count < 100 and page.locator(".detail mark").all_inner_texts() == ["zebra"]
   page.keyboard.press("Escape")
   page.keyboard.press("j")
-  assert page.locator("input.search").input_value() == "zebra"      # typed, not a command; and j was a command
+  assert page.locator("input.search").input_value() == "zebra"      # Escape leaves it; j is a command again
   page.keyboard.press("End")
   assert page.locator(".pager button").last.is_disabled()
 
