@@ -45,7 +45,8 @@ _NOW: contextvars.ContextVar[Tracking | None] = contextvars.ContextVar("tracking
 @contextlib.contextmanager
 def of_run(cfg: TrackingConfig, workdir: Path, name: str, config: dict) -> Iterator[None]:
   """Stages that run within write to what `cfg` names. config: what the run was started with, for W&B to show."""
-  run = _wandb(cfg.wandb, Path(workdir), name, config) if cfg.wandb else None
+  from r1jax import hosts  # here, not above: without it this file needs no jax
+  run = _wandb(cfg.wandb, Path(workdir), name, config) if cfg.wandb and hosts.is_main() else None
   token, code = _NOW.set(Tracking(cfg, run)), 1
   try:
     yield

@@ -11,7 +11,7 @@ import pytest
 from conftest import experiment
 
 from r1jax import config as configs
-from r1jax import metrics, tracking
+from r1jax import hosts, metrics, tracking
 from r1jax.tracking import TrackingConfig
 
 ROWS = [dict(loss=2.0, lr=1e-3), dict(loss=1.0, lr=1e-3)]
@@ -81,6 +81,13 @@ def test_stages_are_logged_to_one_wandb_run_on_axes_of_their_own(tmp_path, wandb
                       {"pretrain/step": 1, "pretrain/loss": 1.0, "pretrain/lr": 1e-3},
                       {"zero/step": 0, "zero/reward": 0.5}]
   assert run.axes["pretrain/*"] == "pretrain/step" and run.axes["zero/*"] == "zero/step" and run.ended == 0
+
+
+def test_of_several_processes_one_tells_wandb(tmp_path, wandb, monkeypatch):
+  monkeypatch.setattr(hosts, "is_main", lambda: False)
+  with tracking.of_run(TrackingConfig(wandb="r1"), tmp_path, "tiny", {}):
+    metrics.Writer(tmp_path / "pretrain", quiet=True).close()
+  assert wandb.runs == [] and not list(tmp_path.iterdir())
 
 
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path, wandb):
