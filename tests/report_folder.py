@@ -85,10 +85,10 @@ def write_stage(run, name, kind, start, data):
     accuracy, language, length = FIGURES[name]
     (run / "eval").mkdir(exist_ok=True)
     figures = {"pass@1": accuracy, "greedy_accuracy": accuracy + 0.01, "language": language, "length": length,
-               "general/helpful": 0.4 if name != "r1" else 0.35, "unsafe/safe": 0.5 + accuracy / 4}
+               "general/helpful": 0.4 if name != "r1" else 0.1, "unsafe/safe": 0.5 + accuracy / 4}
     (run / "eval" / f"{name}.json").write_text(json.dumps(
       {f"{name}/{key}": value for key, value in figures.items()} | {f"seconds/eval_{name}": 12.0}))
-    write_table(run / "eval" / f"{name}.parquet", answers(name, 0)[:30])
+    write_table(run / "eval" / f"{name}.parquet", answers(name, 0, 200))
 
 
 def trained(name, i):
@@ -107,9 +107,9 @@ def trained(name, i):
   return row
 
 
-def answers(stage, step):
+def answers(stage, step, problems=12):
   rows = []
-  for problem in range(12):
+  for problem in range(problems):
     scenario = ("reasoning", "reasoning", "general", "unsafe")[problem % 4] if stage == "r1" else "reasoning"
     for g in range(4):
       right = (problem + g + step) % 3 != 0

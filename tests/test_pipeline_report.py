@@ -9,7 +9,7 @@ from test_report import charts, embedded
 
 from r1jax import report
 from r1jax.cli import main as cli
-from r1jax.report import hacking, stages
+from r1jax.report import advice, hacking, stages
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_a_policy_worse_than_the_one_it_started_from_is_flagged(run):
 def test_the_terminal_says_what_fell(run, capsys):
   assert cli.main(["report", str(run)]) == 0
   out = " ".join(capsys.readouterr().out.split())
-  assert "r1: general: helpful was 0.4 before the stage and is 0.35 after it" in out and "dev3" in out
+  assert "r1: general: helpful was 0.4 before the stage and is 0.1 after it" in out and "dev3" in out
 
 
 def held_out(values, rewards):
@@ -176,6 +176,28 @@ def test_reward_within_its_noise_has_not_risen():
   for row in rows[10:]:
     row["reward"] += 2
   assert hacking.deepest_fall(rows, "eval/x").steps == (9, 19)
+
+
+def test_a_reward_of_other_parts_is_not_compared(tmp_path):
+  """Preference terms come in for the last part of a stage, as in the paper: the total changes its meaning there."""
+  rows = [{"step": i, "reward": 1.0, "eval/x": 0.9, "reward/accuracy": 1.0} for i in range(10)]
+  rows += [{"step": i, "reward": 2.0 + i / 100, "eval/x": 0.9 - (i - 10) / 20, "reward/accuracy": 1.0,
+            "reward/helpful": 1.0} for i in range(10, 20)]
+  assert hacking.deepest_fall(rows, "eval/x").steps == (10, 19)
+  for row in rows[10:]:
+    row["reward"] = 0.5
+  assert hacking.deepest_fall(rows, "eval/x") is None and advice.same_reward(rows) == rows[10:]
+  assert not any("Reward fell" in line for line in advice.look_at(rows))
+
+
+def test_a_fall_within_the_noise_of_so_many_problems_is_no_flag(run):
+  problems = hacking.problems_of(report.read(run), "r1")
+  assert problems == {"": 200, "reasoning": 100, "general": 50, "unsafe": 50}
+  assert hacking.error_of("general/helpful", 0.5, problems) == pytest.approx((0.25 / 50) ** 0.5)
+  assert hacking.error_of("pass@1", 0.5, problems) == pytest.approx(0.05)
+  assert hacking.error_of("length", 9, problems) == 0
+  (run / "eval" / "r1.json").write_text(json.dumps({"r1/general/helpful": 0.3}))      # 0.4 before: 0.1, and 2 x 0.095
+  assert not any(line.startswith("r1: general: helpful was") for line in hacking.hacked(report.read(run)))
 
 
 def test_shorter_answers_are_no_loss():

@@ -24,6 +24,14 @@ def ends_of(rows: list[dict], key: str) -> tuple[float, float, float]:
   return statistics.fmean(parts[0]), statistics.fmean(parts[1]), error
 
 
+def same_reward(rows: list[dict]) -> list[dict]:
+  """The last rows, those whose reward is made of the same parts: before them the total was of something else."""
+  of = lambda row: {key for key in row if key.startswith("reward/")}
+  rows = [row for row in rows if "reward" in row] or rows
+  first = next((i for i in range(len(rows) - 1, -1, -1) if of(rows[i]) != of(rows[-1])), -1)
+  return rows[first + 1:]
+
+
 def look_at(rows: list[dict]) -> list[str]:
   """What the numbers alone say is wrong: [] is good. Compared: the first fifth of the steps and the last."""
   said = []
@@ -48,7 +56,7 @@ def look_at(rows: list[dict]) -> list[str]:
                 "in precision, masks or temperature before trusting the curves.")
   if (share := ends("clip_share")[1]) > 0.2:
     said.append(f"{share:.0%} of tokens are clipped: updates are too large, or the answers too old.")
-  then, now, error = ends("reward")
+  then, now, error = ends_of(same_reward(rows), "reward")
   if now - then < -2 * error:
     said.append(f"Reward fell, from {then:.3g} to {now:.3g}.")
   elif now - then <= 2 * error < math.inf and not right > 0.9:

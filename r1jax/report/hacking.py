@@ -2,8 +2,9 @@
 
 An RL stage's trained reward is set beside its held-out figures (the rows' eval/*, and the evaluations of the policies
 before and after the stage). A figure is flagged where it falls while the reward rises, both beyond their noise; the
-paper shows such a case for a preference reward that is trained on for too long (v2, B.5). A flag says where to read
-answers, it proves nothing: a figure may fall for another reason.
+paper shows such a case for a preference reward that is trained on for too long (v2, B.5). Where a reward is given new
+parts within a stage, only what follows is looked at. A flag says where to read answers, it proves nothing: a figure may
+fall for another reason.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import math
 import statistics
 from typing import NamedTuple
 
-from r1jax.report.advice import ends_of
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from r1jax.report.advice import ends_of, same_reward
 from r1jax.report.figures import Figures
 from r1jax.report.folder import Run, Stage, label, show
-from r1jax.report.markup import esc, list_html, table_html
+from r1jax.report.markup import esc, list_html, notes_html, table_html
 
 FALL = 0.03          # of a figure's height: smaller falls are not told; ours
 ERRORS = 2.0         # standard errors that a movement must exceed; ours
@@ -38,6 +42,25 @@ def seen(keys, prefix: str = "") -> list[str]:
   return [key for key in keys if key.startswith(prefix) and not any(fnmatch.fnmatch(key, of) for of in NEUTRAL)]
 
 
+def problems_of(run: Run, policy: str) -> dict[str, int]:
+  """How many problems a policy's evaluation asked, by scenario; "" are all. {} where its answers cannot be read."""
+  try:
+    names = pq.read_schema(run.eval_samples[policy]).names
+    table = pq.read_table(run.eval_samples[policy], columns=[n for n in ("problem", "scenario") if n in names])
+    problems = table.column("problem").to_pylist()
+    scenarios = table.column("scenario").to_pylist() if "scenario" in names else [""] * len(problems)
+  except (pa.ArrowException, OSError, KeyError, ValueError):
+    return {}
+  asked = set(zip(scenarios, problems, strict=True))
+  return {"": len(asked)} | {str(name): sum(of == name for of, _ in asked) for name in {of for of, _ in asked} if name}
+
+
+def error_of(name: str, value: float, problems: dict[str, int]) -> float:
+  """The standard error of a share over its scenario's problems, or as many as reasoning has; 0 of what is no share."""
+  n = problems.get(name.partition("/")[0]) or problems.get("reasoning") or problems.get("")
+  return math.sqrt(value * (1 - value) / n) if n and 0 <= value <= 1 else 0.0
+
+
 def deepest_fall(rows: list[dict], key: str) -> Fall | None:
   """The largest fall of rows' `key` over any stretch in which the mean reward rose; None where there is none.
 
@@ -45,7 +68,7 @@ def deepest_fall(rows: list[dict], key: str) -> Fall | None:
   between neighbours; of the reward, the standard error of its means.
   """
   points, rewards = [], []
-  for row in rows:
+  for row in same_reward(rows):
     if row.get("reward") is not None:
       rewards.append(row["reward"])
     if row.get(key) is not None and rewards:
@@ -85,14 +108,16 @@ def change(run: Run, stage: Stage) -> tuple[list[tuple[str, ...]], list[str]]:
   before, after = map(run.evals.get, ends)
   if not before or not after:
     return [], []
-  then, now, error = ends_of(stage.rows, "reward")
+  then, now, error = ends_of(same_reward(stage.rows), "reward")
+  asked = [problems_of(run, policy) for policy in ends]
   rose = now - then > (ERRORS * error if math.isfinite(error) else 0)
   table, fell = [("", "before", "after", "")], []
   for name in seen(after):
     a, b = before.get(name), after[name]
     if not all(isinstance(x, int | float) and math.isfinite(x) for x in (a, b)):
       continue
-    down = b < a - FALL * abs(a)
+    noise = math.hypot(*(error_of(name, value, of) for value, of in zip((a, b), asked, strict=True)))
+    down = a - b > max(FALL * abs(a), ERRORS * noise)
     table.append((label(name), show(name, a), show(name, b), "▼ fell" if down else ""))
     if down and rose:
       fell.append(f"{label(name)} was {show(name, a)} before the stage and is {show(name, b)} after it, while the "
@@ -103,6 +128,11 @@ def change(run: Run, stage: Stage) -> tuple[list[tuple[str, ...]], list[str]]:
 def hacked(run: Run) -> list[str]:
   return [f"{stage.name}: {line}" for stage in run.stages if stage.is_rl for line in (*said(stage),
                                                                                     *change(run, stage)[1])]
+
+
+def folded(table: list[tuple[str, ...]], opened: bool) -> str:
+  return (f'<details class="note"{" open" * opened}><summary>{len(table) - 1} figures before and after</summary>'
+          f"{table_html(table)}</details>") if table else ""
 
 
 def section(run: Run, figures: Figures) -> str:
@@ -118,9 +148,10 @@ def section(run: Run, figures: Figures) -> str:
     drawn = figures.figure(i, stage.rows, "What is trained", parts, "reward and its parts", spans=spans)
     held = figures.figure(i, stage.rows, "What it does not see", seen(keys, "eval/"), "held-out figures", spans=spans)
     flags = [*said(stage), *fell]
-    verdict = list_html("Look here", flags, "aside") or '<p class="note">Nothing held out fell while reward rose.</p>'
+    verdict = list_html("Look here", flags, "aside") or notes_html(
+      ["No held-out figure fell, beyond its noise, while reward rose."])
     if not held and not table:
-      verdict = '<p class="note">Nothing was held out: there is nothing to set the reward against.</p>'
+      verdict = notes_html(["Nothing was held out: there is nothing to set the reward against."])
     body += (f'<h3>{esc(stage.name)}</h3><div class="pair">{drawn}{held}</div>'
-             f'<div class="top">{table_html(table) if table else ""}{verdict}</div>')
+             f'<div class="top">{folded(table, bool(fell))}{verdict}</div>')
   return f"<h2>Reward against what it does not see</h2>{body}" if body else ""

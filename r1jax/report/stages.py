@@ -96,11 +96,14 @@ def lineage_html(run: Run) -> str:
     cells = (stage.name, stage.kind, stage.start, stage.data, show("seconds", seconds_of(stage)), state)
     rows += f"<tr>{''.join(f'<td>{esc(cell)}</td>' for cell in cells)}</tr>"
   head = "".join(f"<th>{name}</th>" for name in ("stage", "does", "starts from", "learns from", "time", "state"))
-  why = [f"{stage.name} was redone: {stage.info['redone']}" for stage in run.stages if stage.info.get("redone")]
+  why = [f"<li>{esc(stage.name)} was redone: {esc(stage.info['redone'])}</li>" for stage in run.stages
+         if stage.info.get("redone")]
+  redone = (f'<details class="note"{" open" * (len(why) < 4)}><summary>Why {len(why)} of the stages '
+            f'{"was" if len(why) == 1 else "were"} redone</summary><ul>{"".join(why)}</ul></details>') if why else ""
   key = ("Lines: whose policy a stage starts from. Dashes: whose data it learns from. Discs are policies; squares are "
          "data and reward models; hollow is not finished.")
   return (f'<h2>Stages</h2><div class="lineage wide">{drawing(run.stages)}<table><thead><tr>{head}</tr></thead>'
-          f"<tbody>{rows}</tbody></table></div>{notes_html([*why, key])}")
+          f"<tbody>{rows}</tbody></table></div>{redone}{notes_html([key])}")
 
 
 def counts_of(stage: Stage) -> tuple[int, int, dict[str, int]] | None:
