@@ -77,7 +77,7 @@ def write_stage(run, name, kind, start, data):
     rows = [row | dict(dropped="" if row["verdict"] == "correct" else "wrong") for row in answers(name, 0)]
     write_samples(run, 0, rows, name)
     (folder / "filters.json").write_text(json.dumps(
-      dict(sampled=400, kept=170, dropped=dict(wrong=180, language=40, repetition=10))))
+      dict(sampled=400, kept=170, other=50, dropped=dict(wrong=180, language=40, repetition=10))))
     (folder / "data.jsonl").write_text("{}\n")
   else:
     write_rows(run, name, [dict(step=i, seconds=i * 2.0, loss=3 / (1 + i)) for i in range(30)])

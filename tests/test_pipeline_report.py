@@ -114,6 +114,7 @@ def test_filters_are_counted_by_stage(run):
   counts = "400 170 42.5% 180 45.0% 40 10.0% 10 2.5%"
   assert text == f"stage sampled kept wrong language repetition cold_start_data {counts} sft_data {counts}".split()
   assert table.count('width="42.500"') == 2      # the bars
+  assert "sft_data: 50 samples of other data were added to what was kept." in page_of(run)
   (run / "sft_data" / "filters.json").write_text('{"sampled": "many"}')
   assert "cold_start_data 400" in " ".join(re.sub(r"<[^>]*>", " ", page_of(run)).split())
 

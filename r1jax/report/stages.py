@@ -129,8 +129,11 @@ def filters_html(run: Run) -> str:
     share = lambda n, of=sampled: f"{n:,} <i>{n / max(of, 1):.1%}</i>" if n is not None else ""
     cells = "".join(f"<td>{share(n)}</td>" for n in (kept, *(dropped.get(name) for name in names)))
     rows += f"<tr><td>{esc(stage)}{bar(sampled, kept, dropped, css)}</td><td>{sampled:,}</td>{cells}</tr>"
+  others = {stage.name: stage.filters.get("other") for stage in run.stages if stage.name in counts}
+  added = [f"{name}: {n:,} samples of other data were added to what was kept." for name, n in others.items()
+           if isinstance(n, int) and n > 0]
   return (f'<h2>What rejection sampling left out</h2><div class="wide"><table class="filters"><thead><tr><th>stage</th>'
-          f"<th>sampled</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>")
+          f"<th>sampled</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>{notes_html(added)}")
 
 
 def bar(sampled: int, kept: int, dropped: dict[str, int], css: dict[str, str]) -> str:
