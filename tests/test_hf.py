@@ -199,14 +199,18 @@ for hf.BLOCK in (hf.BLOCK, 2200):
     for s in x.addressable_shards:
       np.testing.assert_array_equal(np.asarray(s.data).view(np.uint32), np.asarray(x).view(np.uint32)[s.index])
   same_bits(params, any_bits(DEEPSEEK))
+packed, _ = hf.load(sys.argv[2], mesh=mesh)      # FP8, as each part of a tensor is cut from what it stands for
+assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s, packed, want))
+jax.tree.map(np.testing.assert_array_equal, packed, hf.load(sys.argv[2])[0])
 print("equal")
 """
 
 
 def test_sharded_over_eight_devices(tmp_path):
-  hf.save(tmp_path, any_bits(DEEPSEEK), DEEPSEEK, max_shard_bytes=20_000)
+  hf.save(tmp_path / "plain", any_bits(DEEPSEEK), DEEPSEEK, max_shard_bytes=20_000)
+  bench.write_random(tmp_path / "packed", DEEPSEEK, 20_000, fp8=True)
   env = os.environ | dict(XLA_FLAGS="--xla_force_host_platform_device_count=8", PYTHONPATH=str(ROOT / "tests"))
-  done = subprocess.run([sys.executable, "-c", SHARDED, str(tmp_path)], env=env, cwd=ROOT, capture_output=True,
+  done = subprocess.run([sys.executable, "-c", SHARDED, str(tmp_path / "plain"), str(tmp_path / "packed")], env=env, cwd=ROOT, capture_output=True,
                         text=True)
   assert done.stdout == "equal\n", done.stderr[-3000:]
 
@@ -447,3 +451,13 @@ def test_loading_takes_little_memory_beyond_the_parameters():
   result = bench.measure()
   assert result["params_bytes"] > 490e6 and result["largest_shard_bytes"] <= 64.1e6
   assert result["ratio_to_largest_shard"] <= bench.BAR
+
+
+@linux
+@pytest.mark.slow
+def test_a_scaled_down_deepseek_in_fp8_goes_to_its_shards_in_a_stream():
+  """Its largest leaf, the experts' up-projections of all layers, has 201 MB, its parameters 847 MB."""
+  result = bench.measure(fp8=True, devices=4)
+  experts = transformer.params(bench.FP8_MODEL)["moe_layers"]["moe"]["up"].shape
+  assert result["params_bytes"] > 840e6 and 2 * math.prod(experts) > 200e6
+  assert result["peak_beyond_params_bytes"] < 130e6
