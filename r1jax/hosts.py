@@ -17,7 +17,9 @@ import math
 import os
 import pickle
 import re
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -43,7 +45,21 @@ def start(coordinator: str = "", processes: int | None = None, process: int | No
   heartbeat: seconds without a sign of life after which a process counts as dead, and the others end too. patience:
   seconds to wait for the others to come.
   """
-  times = dict(heartbeat_timeout_seconds=heartbeat, initialization_timeout=patience)
+  if coordinator and process == 0:
+    try:
+      socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
+    except OSError as error:       # JAX would crash
+      raise ValueError(f"--coordinator={coordinator}: process 0 cannot listen there ({error})") from error
+
+  def alone():
+    print(f"r1jax: process {process if coordinator else '?'}: the {processes or 'other'} processes did not all meet at"
+          f" {coordinator or 'the coordinator'} within {patience} seconds", file=sys.stderr, flush=True)
+    os._exit(LOST)
+  # JAX would abort with a stack trace after its own time: this comes first
+  times = dict(heartbeat_timeout_seconds=heartbeat, initialization_timeout=patience + 60)
+  watch = threading.Timer(patience, alone)
+  watch.daemon = True
+  watch.start()
   if coordinator:
     times |= dict(coordinator_address=coordinator, num_processes=processes, process_id=process,
                   cluster_detection_method="deactivate")
@@ -52,9 +68,10 @@ def start(coordinator: str = "", processes: int | None = None, process: int | No
   except ValueError as error:
     raise ValueError(f"--distributed: no SLURM, Open MPI, Kubernetes or TPU pod is to be seen here ({error}): give"
                      " --coordinator HOST:PORT --processes N --process I") from error
-  except jax.errors.JaxRuntimeError as error:
-    raise ValueError(f"the {processes or 'other'} processes did not all meet at {coordinator or 'the coordinator'}"
-                     f" within {patience} seconds ({first_line(error)})") from error
+  except RuntimeError as error:
+    raise ValueError(f"process {process} cannot join at {coordinator}: {first_line(error)}") from error
+  finally:
+    watch.cancel()
   if jax.local_device_count() * count() != jax.device_count():
     raise ValueError(f"process {jax.process_index()} has {jax.local_device_count()} of {jax.device_count()} devices:"
                      f" the {count()} processes must have as many each")

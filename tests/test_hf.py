@@ -210,8 +210,8 @@ def test_sharded_over_eight_devices(tmp_path):
   hf.save(tmp_path / "plain", any_bits(DEEPSEEK), DEEPSEEK, max_shard_bytes=20_000)
   bench.write_random(tmp_path / "packed", DEEPSEEK, 20_000, fp8=True)
   env = os.environ | dict(XLA_FLAGS="--xla_force_host_platform_device_count=8", PYTHONPATH=str(ROOT / "tests"))
-  done = subprocess.run([sys.executable, "-c", SHARDED, str(tmp_path / "plain"), str(tmp_path / "packed")], env=env, cwd=ROOT, capture_output=True,
-                        text=True)
+  done = subprocess.run([sys.executable, "-c", SHARDED, str(tmp_path / "plain"), str(tmp_path / "packed")], env=env,
+                        cwd=ROOT, capture_output=True, text=True)
   assert done.stdout == "equal\n", done.stderr[-3000:]
 
 

@@ -119,6 +119,15 @@ def test_flags_that_do_not_go_together_are_one_line(capsys, tmp_path, flags, mes
   assert message in said and len(said.splitlines()) == 1 and not (tmp_path / "run").exists()
 
 
+def test_a_port_in_use_is_one_line(capsys, tmp_path):
+  with socket.create_server(("", 0)) as taken:
+    where = f"127.0.0.1:{taken.getsockname()[1]}"
+    assert main(["run", "--config", str(HERE / "hosts_run.py"), "--workdir", str(tmp_path / "run"), "--processes", "2",
+                 "--process", "0", "--coordinator", where]) == 2
+  said = capsys.readouterr().err
+  assert f"--coordinator={where}: process 0 cannot listen there" in said and len(said.splitlines()) == 1
+
+
 SHAPES = [((), np.int32), ((5,), np.float32), ((8, 6), np.float32), ((4, 6, 10), jnp.bfloat16),
           ((2, 3, 4, 5), np.uint8)]
 
@@ -210,3 +219,12 @@ def test_four_processes_of_which_one_is_killed_then_two_do_the_run_of_one(alone,
 @pytest.mark.slow
 def test_when_the_main_process_is_killed_the_others_end_too(tmp_path):
   killed(tmp_path / "run", start(tmp_path / "run", 2), 0, "pretrain", 1)
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_for_the_others_in_vain_says_so(tmp_path):
+  first, second = start(tmp_path / "run", 2, "--patience", "3")
+  second.kill()
+  second.communicate()
+  ((status, said),) = finish([first], 60)
+  assert status == hosts.LOST and "the 2 processes did not all meet at 127.0.0.1:" in said
