@@ -90,6 +90,22 @@ def load_policy(workdir: str | Path, stage: str = "", step: int | None = None):
   raise FileNotFoundError(f"{workdir}: no checkpoint" + (f" of stage {stage}" if stage else ""))
 
 
+def stages_with_policy(workdir: str | Path) -> dict[str, bool]:
+  """The stages of a run that leave a policy, in order, and whether each has a checkpoint by now."""
+  workdir = Path(workdir)
+  if not (workdir / "config.json").is_file():
+    raise FileNotFoundError(f"{workdir}: no run here (no config.json)")
+  out = {}
+  for section in freeze_folder(workdir).sections.values():
+    if section.stage not in NO_POLICY:
+      folder = workdir / section.name / "checkpoints"
+      out[section.name] = False
+      if folder.is_dir():
+        with Checkpoints(folder, read_only=True) as checkpoints:
+          out[section.name] = bool(checkpoints.steps())
+  return out
+
+
 def restore(cfg: RunConfig, workdir: Path, section: Section, model: transformer.ModelConfig, step: int | None = None):
   """(number, state, meta) of a stage's newest checkpoint, or of `step`; None where there is none."""
   folder = workdir / section.name / "checkpoints"
