@@ -1,6 +1,7 @@
 """What tests/test_sharding.py runs in a process with eight devices: mesh_cases.py WHAT MODEL LAYOUT MESH ...
 
 train: loss, gradients and three updates; sample: answers; capacity: as train, with experts of limited room.
+LAYOUT: packed, padded (a prompt and its answers in a row), alone (an answer in a row).
 """
 
 import dataclasses
@@ -68,11 +69,11 @@ def program(model) -> set[str]:
   return set(re.sub(r"%\w+|[:#]\d+|(?<=@)(\w+?)(_\d+)?(?=\()", r"\1", text).splitlines())
 
 
-def trained(model, packed: bool, params, steps):
+def trained(model, how: str, params, steps):
   """Loss and gradients of a batch, then the parameters after so many updates."""
-  cfg = config(packed)
-  batch = some_batch(shared=not packed)
-  if packed:
+  cfg = config(how == "packed")
+  batch = some_batch(shared=how == "padded")
+  if how == "packed":
     batch = batch.replace(packed=layout.pack(batch, TOKENS))
   # not Adam: where a gradient is rounding only, the sign of its step is chance
   tx = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))
@@ -87,6 +88,14 @@ def trained(model, packed: bool, params, steps):
     grads, state, metrics = step(state, batch)
     seen.append((grads, {k: m.value() for k, m in metrics.items()}))
   return jax.device_get((seen, state.params))
+
+
+def exchanged(model, text: str) -> str:
+  """The compiled forward pass of a few rows."""
+  with sharding.use(mesh_of(text)) as mesh:
+    position_NT = jnp.broadcast_to(jnp.arange(16), (8, 16))
+    f = jax.jit(lambda p: transformer.forward(p, model, jnp.zeros((8, 16), jnp.int32), position_NT)[0])
+    return f.lower(placed(model, mesh)).compile().as_text()
 
 
 def sampled(model, params):
@@ -115,9 +124,9 @@ def placed(model, mesh):
 def main(what, name, how, *meshes):
   model = MODELS[name]
   if what == "capacity":
-    model = dataclasses.replace(model, moe=dataclasses.replace(model.moe, dispatch="capacity", capacity_group=16))
+    model = dataclasses.replace(model, moe=dataclasses.replace(model.moe, dispatch="capacity", capacity_group=8))
   run = (lambda params: sampled(model, params)) if what == "sample" else (
-    lambda params: trained(model, how == "packed", params, 1 if name == "small" else 3))
+    lambda params: trained(model, how, params, 1 if name == "small" else 3))
   alone = run(jax.device_put(weights(model, scale=1.0), jax.devices()[0]))
   if what == "sample":
     assert len(np.unique(alone[0])) > 16, alone[0]
@@ -127,6 +136,7 @@ def main(what, name, how, *meshes):
     assert all("selection_bias" in jax.tree_util.keystr(path) for path in still), still
   if what == "capacity":
     assert alone[0][0][1]["router_dropped"] > 0.01, alone[0][0][1]
+    assert "all-to-all" in exchanged(model, meshes[0])
   for text in meshes:
     with sharding.use(mesh_of(text)) as mesh:
       many = run(placed(model, mesh))

@@ -83,21 +83,18 @@ CFG = RLConfig(optimizer=OptimizerConfig(lr=1e-3), loss=LossConfig(kl_coef=0.01)
 
 def run():
   """Two rollouts of a stage: the tokens of one device, and its parameters."""
-  for name, model in MODELS.items():
-    model = dataclasses.replace(model, vocab=TASK.tokenizer.vocab)
+  model = dataclasses.replace(MODELS["small"], vocab=TASK.tokenizer.vocab)
 
-    def stage(mesh_cfg, rollout, devices=None, model=model):
-      with tempfile.TemporaryDirectory() as folder, sharding.use(mesh_cfg, rollout, devices) as mesh:
-        params = reasoning_rl.run(CFG, TASK, Path(folder), placed(model, mesh), model=model, seed=0)
-        tables = [pq.read_table(p).to_pydict() for p in sorted(Path(folder).glob("samples/*.parquet"))]
-        return jax.device_get(params), [t["tokens"] for t in tables]
-    alone, tokens = stage(MeshConfig(), None, jax.devices()[:1])
-    assert len(tokens) == 2 and len({t for row in tokens[1] for t in row}) > 4, tokens
-    for meshes in ((TRAIN, ROLLOUT), (MeshConfig(data=2, context=4), MeshConfig(data=4, tensor=2))):
-      params, own = stage(*meshes)
-      assert own == tokens, (name, meshes)
-      same(params, alone)
-      print("same on", name, meshes, flush=True)
+  def stage(mesh_cfg, rollout, devices=None):
+    with tempfile.TemporaryDirectory() as folder, sharding.use(mesh_cfg, rollout, devices) as mesh:
+      params = reasoning_rl.run(CFG, TASK, Path(folder), placed(model, mesh), model=model, seed=0)
+      tables = [pq.read_table(p).to_pydict() for p in sorted(Path(folder).glob("samples/*.parquet"))]
+      return jax.device_get(params), [t["tokens"] for t in tables]
+  alone, tokens = stage(MeshConfig(), None, jax.devices()[:1])
+  assert len(tokens) == 2 and len({t for row in tokens[1] for t in row}) > 4, tokens
+  params, own = stage(TRAIN, ROLLOUT)
+  assert own == tokens
+  same(params, alone)
 
 
 if __name__ == "__main__":

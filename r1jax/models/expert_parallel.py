@@ -7,7 +7,9 @@ Each device has its tokens and its experts; two ways bring them together, both w
             they are as large as what is gathered here. Its traffic is more by the devices of the axis over those
             that a token's experts lie on: nothing up to about top_k of them, 4 times with 32 and V3's top 8.
   capacity  all_to_all (GShard, 2006.16668): a device sends each expert capacity_group's fixed room and gets it back.
-            Without capacity_group room is counted over all tokens of a call, and XLA divides the work as it sees fit.
+            Where a group's tokens do not lie on one device (no capacity_group: all tokens of a call are one; it
+            must divide a device's tokens, or its part of a row), or rows do not divide over the expert axis, XLA
+            divides the work as it sees fit.
 Results are those of one device. The weights are gathered over the axes that split "embed", and their gradients
 reduce-scattered; "ffn" is split by the tensor axis, whose devices' sums are added up.
 Letters: n rows and t tokens of a device; those of moe.py.
@@ -31,18 +33,20 @@ def run(way, p, cfg, x_NTD, expert_NTk, weight_NTk):
   moe.with_capacity, on tokens in one axis."""
   mesh = sharding.split_mesh()
   flat = lambda x: x.reshape(-1, x.shape[-1])
-  if mesh is None or cfg.dispatch == "dense" or (cfg.dispatch == "capacity" and not cfg.capacity_group):
+
+  def by_jit():
     out_MD, dropped = way(p, cfg, *map(flat, (x_NTD, expert_NTk, weight_NTk)))
     return out_MD.reshape(x_NTD.shape), dropped
-
+  if mesh is None or cfg.dispatch == "dense":
+    return by_jit()
   rows, part = sharding.spec(mesh, ("batch", "sequence"), x_NTD.shape[:2])
   over, embed, ffn = map(sharding.names, sharding.spec(mesh, ("expert", "embed", "ffn"), p["gate"].shape))
   by_weight = dict(gate=P(over, embed, ffn), up=P(over, embed, ffn), down=P(over, ffn, embed))
   token_axes = sharding.names(rows) + sharding.names(part)
   own = [axis for axis in over if axis in token_axes]        # along these both tokens and experts differ
   added = [axis for axis in over + ffn if axis not in own]   # and here the same tokens have other experts, or channels
-  if cfg.dispatch == "capacity":
-    _check_groups(mesh, cfg, x_NTD.shape, rows, part, own == list(over))
+  if cfg.dispatch == "capacity" and not (_alone(mesh, cfg, x_NTD.shape, rows, part) and len(own) == len(over)):
+    return by_jit()
 
   def on_device(weights, x_ntD, expert_ntk, weight_ntk):
     weights = {name: _gathered(w, embed, 1 if name != "down" else 2) for name, w in weights.items()}
@@ -77,14 +81,8 @@ def _exchange(axes, back: bool, x):
   return jax.lax.all_to_all(x, tuple(axes), split_axis=split, concat_axis=joined, tiled=True)
 
 
-def _check_groups(mesh, cfg, shape, rows, part, split: bool):
-  """ValueError where a group of tokens that share capacity would not lie on one device."""
+def _alone(mesh, cfg, shape, rows, part) -> bool:
+  """Whether tokens that share capacity lie on one device, in the order that they have without a mesh."""
   ways = lambda axes: math.prod(mesh.shape[axis] for axis in sharding.names(axes))
-  N, T, _ = shape
-  n, t = N // ways(rows), T // ways(part)
-  if (n * t if t == T else t) % cfg.capacity_group:
-    raise ValueError(f"model.moe.capacity_group={cfg.capacity_group} does not divide {n} x {t} tokens, the device's"
-                     f" part of {N} x {T}")
-  if not split:
-    raise ValueError(f"model.moe.dispatch=capacity needs rows to divide over the expert axis: {N} rows, mesh"
-                     f" {dict(mesh.shape)}")
+  n, t = shape[0] // ways(rows), shape[1] // ways(part)
+  return bool(cfg.capacity_group) and (n * t if part is None else t) % cfg.capacity_group == 0

@@ -160,7 +160,9 @@ def forward(p, cfg: ModelConfig, token_NT, position_NT, attend=attention.causal,
   replay_LNTk: experts of each MoE layer. mask_NT: 0 on padding, for the routing's statistics. segment_NT: attend's.
   """
   T = token_NT.shape[1]
-  padding = -T % sharding.ways("sequence") if cache is None else 0     # whole parts of a sequence for each device
+  # equal parts of a sequence for each device; padding would take part in groups that share capacity
+  fixed = cache is not None or (cfg.moe and cfg.moe.dispatch == "capacity")
+  padding = 0 if fixed else -T % sharding.ways("sequence")
   if padding:
     grown = lambda x, axis: jnp.pad(x, [(0, padding if a == axis else 0) for a in range(x.ndim)])
     token_NT, position_NT, mask_NT = jax.tree.map(lambda x: grown(x, 1), (token_NT, position_NT, mask_NT))
