@@ -76,8 +76,8 @@ def bits():
 
 TASK = dataclasses.replace(parity.make(parity.Config(bits=6, held_out=8), DataConfig()),
                            rewards=dict(accuracy=lambda problem, text: Score(float(text.count("1") % 2), "")))
-CFG = RLConfig(optimizer=OptimizerConfig(lr=1e-3), loss=LossConfig(kl_coef=0.01), sampling=SampleConfig(12),
-               rewards=dict(accuracy=1.0), rollouts=2, questions_per_rollout=4, group_size=4, minibatches=2,
+CFG = RLConfig(optimizer=OptimizerConfig(lr=1e-3), loss=LossConfig(kl_coef=0.0), sampling=SampleConfig(12),
+               rewards=dict(accuracy=1.0), rollouts=2, questions_per_rollout=4, group_size=4,
                truncated="scored", eval_every=0)
 
 
