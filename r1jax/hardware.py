@@ -24,6 +24,7 @@ class Hardware:
   kinds: tuple[str, ...] = ()            # how jax's device_kind begins
   source: str = ""
   measured: bool = False
+  network: float = 0.0    # bytes/s that a device sends beyond its neighbours, one way; 0: not known
 
   def peak(self, dtype: str) -> float:
     """FLOP/s of products of that type. ValueError for one that is not known."""
@@ -37,26 +38,33 @@ class Hardware:
     return max((flops / self.peak(dtype), "compute"), (bytes_ / self.bandwidth, "memory"))
 
 
-# NVIDIA's data sheets print products of sparse matrices, from Hopper on these alone: twice what is here.
+# NVIDIA's data sheets print products of sparse matrices, from Hopper on these alone: twice what is here. Networks: one
+# adapter to a GPU of NVIDIA's servers, of 400 Gb/s (DGX H100, H200, B200; H800: 2505.09343) or 200 (DGX A100, 80 GB);
+# PCIe cards and 40 GB are taken to be as these. TPUs: what Google's page says of a chip (v5p) or of a pod (v5e, v6e).
+NIC = 50e9
 TABLE = {
-  "h100": Hardware(989e12, 1979e12, 494e12, 3.35e12, 80e9, 900e9, 8, ("NVIDIA H100",), "NVIDIA H100 data sheet, SXM"),
+  "h100": Hardware(989e12, 1979e12, 494e12, 3.35e12, 80e9, 900e9, 8, ("NVIDIA H100",), "NVIDIA H100 data sheet, SXM",
+                   network=NIC),
   "h100-pcie": Hardware(756e12, 1513e12, 378e12, 2.0e12, 80e9, 600e9, 2, ("NVIDIA H100 PCIe",),
-                        "NVIDIA H100 data sheet of 2022, PCIe; a bridge joins two"),
+                        "NVIDIA H100 data sheet of 2022, PCIe; a bridge joins two", network=NIC),
   "h800": Hardware(989e12, 1979e12, 494e12, 3.35e12, 80e9, 400e9, 8, ("NVIDIA H800",),
-                   "as H100 SXM but for NVLink, 400 GB/s (DeepSeek-V3's hardware paper, 2505.09343)"),
-  "h200": Hardware(989e12, 1979e12, 494e12, 4.8e12, 141e9, 900e9, 8, ("NVIDIA H200",), "NVIDIA H200 data sheet, SXM"),
+                   "as H100 SXM but for NVLink, 400 GB/s (DeepSeek-V3's hardware paper, 2505.09343)", network=NIC),
+  "h200": Hardware(989e12, 1979e12, 494e12, 4.8e12, 141e9, 900e9, 8, ("NVIDIA H200",), "NVIDIA H200 data sheet, SXM",
+                   network=NIC),
   "b200": Hardware(2250e12, 4500e12, 1100e12, 8.0e12, 180e9, 1800e9, 8, ("NVIDIA B200",),
-                   "NVIDIA Blackwell architecture brief, HGX B200 at 1000 W"),
+                   "NVIDIA Blackwell architecture brief, HGX B200 at 1000 W", network=NIC),
   "a100": Hardware(312e12, 312e12, 156e12, 2.039e12, 80e9, 600e9, 8, ("NVIDIA A100",),
-                   "NVIDIA A100 data sheet, 80 GB SXM; no FP8 products"),
+                   "NVIDIA A100 data sheet, 80 GB SXM; no FP8 products", network=NIC / 2),
   "a100-40gb": Hardware(312e12, 312e12, 156e12, 1.555e12, 40e9, 600e9, 8, ("NVIDIA A100-SXM4-40GB",),
-                        "NVIDIA A100 data sheet of 2020, 40 GB SXM; no FP8 products"),
+                        "NVIDIA A100 data sheet of 2020, 40 GB SXM; no FP8 products", network=NIC / 2),
   "v4": Hardware(275e12, 275e12, 275e12, 1.2e12, 32 * 2**30, 600e9, 4096, ("TPU v4",),
                  GOOGLE + "v4; links: 6 of 50 GB/s each way (2304.01433)"),
-  "v5e": Hardware(197e12, 197e12, 197e12, 0.819e12, 16e9, 400e9, 256, ("TPU v5 lite", "TPU v5e"), GOOGLE + "v5e"),
+  "v5e": Hardware(197e12, 197e12, 197e12, 0.819e12, 16e9, 400e9, 256, ("TPU v5 lite", "TPU v5e"), GOOGLE + "v5e",
+                  network=6.4e12 / 8 / 256),
   "v5p": Hardware(459e12, 459e12, 459e12, 2.765e12, 95 * 2**30, 1200e9, 8960, ("TPU v5", "TPU v5p"),
-                  GOOGLE + "v5p-training"),
-  "v6e": Hardware(918e12, 918e12, 918e12, 1.638e12, 32e9, 800e9, 256, ("TPU v6 lite", "TPU v6e"), GOOGLE + "v6e"),
+                  GOOGLE + "v5p-training", network=50e9 / 8),
+  "v6e": Hardware(918e12, 918e12, 918e12, 1.638e12, 32e9, 800e9, 256, ("TPU v6 lite", "TPU v6e"), GOOGLE + "v6e",
+                  network=25.6e12 / 8 / 256),
 }
 
 

@@ -20,6 +20,7 @@ COMMANDS = dict(
   doctor="say why a run's reward does not move, with the numbers and the config key to try",
   export="write a run's policy as a Hugging Face directory",
   bench="measure speed on this machine",
+  plan="what a run elsewhere would need and cost: memory, time, dollars",
   contamination="find training lines that share 10 words in a row with a test problem",
 )
 # a word that Python keeps for itself cannot be a keyword argument above

@@ -1,0 +1,122 @@
+"""The time of a rollout: prompts, then decode steps as tail.simulate lets them follow, on the best layout of replicas.
+
+Letters: r1jax/types.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from r1jax import costs
+from r1jax.plan import lengths, memory, phases, tail, traffic
+from r1jax.plan.layout import Layout, check
+from r1jax.plan.phases import Phase, Site
+from r1jax.plan.settings import RL, Part, Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+  """prefill, decode; the simulation of the last one; bytes on a device by part."""
+  layout: Layout
+  prefill: Phase
+  decode: Phase
+  trace: tail.Trace
+  memory: dict[str, float]
+  stale: float = 0.0             # share of tokens that an earlier policy drew
+
+  @property
+  def seconds(self) -> float:
+    return self.prefill.seconds + self.decode.seconds
+
+
+def layouts(site: Site, devices: int) -> Iterator[Layout]:
+  """Replicas: experts apart over most of their devices, heads over few; data is what is left."""
+  cfg = site.cfg
+  for tensor in (1, 2, 4, 8):
+    for expert in ((1, 8, 16, 32, 64, 128, 256) if cfg.moe else (1,)):
+      layout = Layout(expert=expert, tensor=tensor)
+      if tensor <= site.hardware.neighbours and devices % layout.devices == 0 and not check(layout, cfg):
+        yield layout
+
+
+def held(site: Site, layout: Layout, stage: RL, part: Part, schedule: Schedule, devices: int) -> dict[str, float]:
+  """Bytes on a device while a rollout is drawn."""
+  replicas = devices // layout.devices
+  most = min(schedule.slots or stage.answers, stage.answers)
+  rows = math.ceil(most / replicas / layout.expert)
+  length_N = drawn(site, stage, part)
+  width = part.mean if schedule.paged else memory.columns(length_N, schedule.slots, part.most)
+  prompts = rows / schedule.width * stage.prompt
+  return memory.sampling(site.cfg, layout, rows, width, prompts, 1 + schedule.drafts,
+                         1.0 if schedule.fp8_rollout else 0.0, copied=not schedule.paged)
+
+
+def drawn(site: Site, stage: RL, part: Part, seed: int = 0, count: int = 0) -> np.ndarray:
+  return lengths.lognormal(part.mean, part.most, site.numbers.sigma, count or stage.answers, seed)
+
+
+def rate(site: Site, drafts: int) -> float:
+  """Tokens of a step: the one that is drawn, and guesses up to the first that is wrong."""
+  return sum(site.numbers.acceptance**k for k in range(drafts + 1))
+
+
+def simulate(site: Site, layout: Layout, stage: RL, part: Part, schedule: Schedule, devices: int,
+             ticks: int = 250) -> Rollout:
+  """One rollout; with `partial`, one of those after many others, which carries on what they left."""
+  replicas = devices // layout.devices
+  slots = min(schedule.slots or stage.answers, stage.answers) if not schedule.partial else (
+    schedule.slots or round(stage.answers * (1 + schedule.partial)))
+  lanes = max(math.ceil(slots / replicas / schedule.width), 1)
+  step = phases.decode_seconds(site, layout, span=1 + schedule.drafts, fp8=schedule.fp8_rollout)
+  gain = rate(site, schedule.drafts)
+  longest = part.most if not schedule.partial else 2 * part.mean
+  tick = float(step(np.array([1.0]), np.array([part.mean]))[0]) * longest / gain / ticks
+  go = functools.partial(tail.simulate, lanes=lanes, width=schedule.width, group=stage.group, replicas=replicas,
+                         seconds=step, rate=gain, tick=tick, static=not schedule.continuous)
+  prompts, again, stale = stage.questions * (1 if schedule.shared_prompt else stage.group), 0.0, 0.0
+  if not schedule.partial:
+    length_N = drawn(site, stage, part)
+    trace, tokens = go(length_N, stage.prompt), length_N.sum()
+    flops = costs.decode(site.cfg, np.full(stage.questions, round(stage.prompt)), length_N).flops
+  else:
+    trace, tokens, again, stale, flops = _steady(site, stage, part, schedule, go)
+  made = phases.prefill(site, layout, stage.prompt, prompts, devices, schedule.fp8_rollout)
+  if again:           # tokens of answers under way are run anew by the new policy
+    more = phases.prefill(site, layout, 2 * part.mean, again / (2 * part.mean), devices, schedule.fp8_rollout)
+    made = dataclasses.replace(made, seconds=made.seconds + more.seconds, flops=made.flops + more.flops,
+                               bytes=made.bytes + more.bytes, traffic=made.traffic + more.traffic)
+  sent = traffic.experts(site.cfg, layout, tokens / gain * (1 + schedule.drafts) / replicas / layout.expert,
+                         site.hardware, site.numbers, 1.0 if schedule.fp8_rollout else 0.0)
+  work = costs.decode(site.cfg, np.full(stage.questions, round(stage.prompt)), drawn(site, stage, part))
+  decode = Phase("decode", trace.seconds, flops, work.bytes / devices, sent, dict(
+    tail=trace.few_seconds, rest=trace.seconds - trace.few_seconds))
+  return Rollout(layout, made, decode, trace, held(site, layout, stage, part, schedule, devices), stale)
+
+
+def _steady(site: Site, stage: RL, part: Part, schedule: Schedule, go, rollouts: int = 6):
+  """The last of several partial rollouts: (trace, tokens drawn, tokens run anew, stale share, FLOPs)."""
+  G, extra = stage.group, max(round(schedule.partial * stage.questions), 1)
+  left_N = before_N = had_N = np.zeros(0)
+  for unit in range(rollouts):
+    new = (stage.questions + (extra if unit == 0 else 0)) * G
+    fresh = drawn(site, stage, part, seed=unit, count=new).astype(float)
+    left_N, had_N = np.concatenate([left_N, fresh]), np.concatenate([had_N, np.zeros(new)])
+    before_N = had_N + stage.prompt
+    trace = go(left_N, before_N, enough=stage.questions)
+    tokens = (left_N - trace.left_N).sum()
+    again = had_N[left_N > 0].sum()
+    groups = (trace.left_N.reshape(-1, G) <= 0).all(1)
+    used = np.zeros(len(groups), bool)
+    used[np.flatnonzero(groups)[:stage.questions]] = True
+    stale = (had_N.reshape(-1, G)[used].sum()) / max((had_N + left_N).reshape(-1, G)[used].sum(), 1)
+    drew_N = left_N - trace.left_N
+    flops = (costs.layer_flops(site.cfg, had_N + stage.prompt, had_N + stage.prompt + drew_N, absorbed=True)
+             + costs.head_flops(site.cfg, drew_N.sum()))
+    keep = np.repeat(~used, G)
+    left_N, had_N = trace.left_N[keep], (had_N + drew_N)[keep]
+  return trace, tokens, again, stale, flops
