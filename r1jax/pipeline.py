@@ -224,29 +224,39 @@ def _evaluate(which: str, params, cfg: RunConfig, task: Task, model, path: Path,
   out = evaluate.greedy(params, task, sampling=sampling, problems=cfg.eval.problems, **common)
   if hosts.is_main():
     path.parent.mkdir(exist_ok=True)
-  tables = {}
+  tables = []
   if cfg.eval.samples:
-    sampled, tables[""] = evaluate.evaluate(
+    sampled, table = evaluate.evaluate(
       params, task, task.held_out[:cfg.eval.problems or None], cfg.eval.samples, seed=cfg.seed,
       cfg=evaluate.drawn(sampling, cfg.eval.temperature, cfg.eval.top_p), **common)
     out |= sampled
+    tables.append(table)
     for scenario, suite in task.suites.items():
-      figures, tables[scenario] = evaluate.suite(
+      figures, table = evaluate.suite(
         params, task, suite, cfg.eval.samples, seed=cfg.seed,
         cfg=evaluate.drawn(sampling, cfg.eval.temperature, cfg.eval.top_p), **common)
       out |= {f"{scenario}/{name}": value for name, value in figures.items()}
+      tables.append(table)
   seconds = time.monotonic() - began
   out = {f"{which}/{k}": v for k, v in out.items()} | {f"seconds/eval_{which}": seconds}
   if not hosts.is_main():
     return out
-  for scenario, table in tables.items():
-    metrics.write_table(path.with_suffix(f".{scenario}.parquet" if scenario else ".parquet"), table)
+  if tables:
+    metrics.write_table(path.with_suffix(".parquet"), joined(tables))
   if rates:
     parts = [ledger.sampled(model, [part]) for part in drawn]         # greedy ones, and groups
     spent = dataclasses.replace(functools.reduce(operator.add, parts), seconds=seconds)
     ledger.write(path.with_suffix(".ledger.json"), ledger.row(rates, eval=spent))
   _write_json(path, out)
   return out
+
+
+def joined(tables: list[dict[str, list]]) -> dict[str, list]:
+  """Tables one below the other; None where one has not a column that others have."""
+  columns = list(dict.fromkeys(name for table in tables for name in table))
+  rows = [len(table["problem"]) for table in tables]
+  return {name: [x for table, n in zip(tables, rows, strict=True) for x in table.get(name, [None] * n)]
+          for name in columns}
 
 
 def _ledger(workdir: Path, cfg: RunConfig, rates: ledger.Rates, started: bool = False) -> dict:

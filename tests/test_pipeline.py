@@ -189,6 +189,9 @@ def test_the_whole_recipe_and_a_kill_in_any_of_its_stages(tmp_path, monkeypatch)
   for stage in ("base", "zero", "dev1", "dev2", "dev3", "r1"):
     assert {f"{stage}/pass@1", f"{stage}/language", f"{stage}/general/helpful", f"{stage}/unsafe/safe"} <= whole.keys()
   assert "cold_start/pass@1" not in whole
+  said = pq.read_table(folder / "eval" / "r1.parquet").to_pylist()
+  assert {row["scenario"] for row in said} == {"reasoning", "general", "unsafe"}
+  assert {row["reward/safe"] is None for row in said if row["scenario"] == "unsafe"} == {False}
 
   c.dev3.batch = 8
   _, said = run(c, folder, monkeypatch)
