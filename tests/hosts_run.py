@@ -43,7 +43,7 @@ def get_config(arg=None):
   c.stages = ("pretrain", "reasoning_rl")
   c.task = dict(name=__file__, bits=4, held_out=6, p_long=0.0)
   c.model = dict(dim=16, layers=1, heads=2, kv_heads=1, ffn=32)
-  c.mesh = dict(data=-1, fsdp=1)
+  c.mesh = dict(data=-1, fsdp=1, tensor=1)
   c.pretrain = dict(steps=20, batch=8, log_every=1, optimizer=dict(lr=3e-3), checkpoint=dict(every=10, keep=2))
   c.reasoning_rl = dict(
     rollouts=8, questions_per_rollout=4, group_size=4, minibatches=2, rewards=dict(accuracy=1.0, format=1.0),

@@ -197,7 +197,7 @@ def test_four_processes_of_which_one_is_killed_then_two_do_the_run_of_one(alone,
   workdir = tmp_path / "run"
   killed(workdir, start(workdir, 4, "--config.mesh.fsdp=2"), 2, "reasoning_rl", 3)
   (tmp_path / "log").rename(tmp_path / "log_of_four")
-  succeed(workdir, 2, "--config.mesh.fsdp=2")                          # 2 x 2 devices before, 1 x 2 now
+  succeed(workdir, 2, "--config.mesh.tensor=2")                        # data x fsdp before, tensor now
   assert_close(numbers(workdir), numbers(alone))
 
   (whole,) = logged(alone, "rewarded")
