@@ -234,7 +234,7 @@ def mesh():
 def own_devices(params: Any = None) -> Iterator[Any]:
   """`params` on this process's devices alone, under a mesh of these: for work that each process does for itself.
 
-  The mesh has the axes of the global one, as wide as they fit; what is left over goes to the first, of copies. All
+  The mesh has the axes of the global one, as wide as they fit; what is left over goes to that of copies. All
   processes must come here together: parts that lie elsewhere are fetched.
   """
   if count() == 1:
@@ -258,8 +258,9 @@ def own_devices(params: Any = None) -> Iterator[Any]:
 
 def _own_shape(mesh: Mesh) -> list[int]:
   """Of one process's mesh: its axes divide those of the whole one, so that whatever is split there can be here."""
-  left, sizes = jax.local_device_count(), []
-  for axis in reversed(mesh.axis_names[1:]):
-    sizes.append(math.gcd(mesh.shape[axis], left))
-    left //= sizes[-1]
-  return [left, *reversed(sizes)]
+  left, sizes = jax.local_device_count(), {}
+  for axis in reversed(mesh.axis_names):
+    if axis != "data":
+      sizes[axis] = math.gcd(mesh.shape[axis], left)
+      left //= sizes[axis]
+  return [sizes.get(axis, left) for axis in mesh.axis_names]
