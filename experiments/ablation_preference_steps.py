@@ -2,15 +2,15 @@
 
   r1jax run --config experiments/ablation_preference_steps.py --workdir runs/preference
 
-The tiny recipe of r1.py up to its reward models, then its last stage five times from Dev3: 40 rollouts each, of which
-the last 0, 4, 8, 16 and 40 have general and unsafe prompts and preference rewards. `general/helpful` is the taste
-that the reward model was trained on and does not see beyond two kind words: when it falls while the reward rises,
-that is the hack.
+The tiny recipe of r1.py up to its reward models, then its last stage six times from Dev3: 40 rollouts each, of which
+the last 0, 4, 8, 16 and 40 have general and unsafe prompts and preference rewards, and 120 that all have.
+`general/helpful` is the taste that the reward model was trained on and does not see beyond two kind words: when it
+falls while the reward rises, that is the hack.
 """
 
 from r1jax.config import beside, parse_arg
 
-ROLLOUTS = (0, 4, 8, 16, 40)
+ROLLOUTS = (0, 4, 8, 16, 40, 120)
 
 
 def get_config(arg=None):
@@ -23,5 +23,5 @@ def get_config(arg=None):
   for n in ROLLOUTS:
     section = c[f"preference_{n}"] = c.r1.copy_and_resolve_references()
     section.preference_rollouts = n
-    section.rl.rollouts = 40
+    section.rl.rollouts = max(40, n)
   return r1.short(c) if arg.short else c
