@@ -8,6 +8,7 @@ do not: its number is an upper bound for other devices, and the right one for ru
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -19,7 +20,7 @@ import time
 
 from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
-from r1jax.plan.layout import AXES, Layout
+from r1jax.plan.layout import AXES, RULES, Layout
 
 WHAT = ("update", "decode")
 
@@ -71,25 +72,40 @@ def mesh_axes(layout: Layout) -> dict[str, int]:
   return {axis: getattr(layout, axis) for axis in AXES if axis in known}
 
 
-def program(case: Case, devices):
-  """(function, abstract arguments, mesh) of a case, with the shardings that a run has."""
+@contextlib.contextmanager
+def meshed(layout: Layout, devices):
+  """The mesh of a layout, in use."""
+  import jax
+
+  from r1jax import sharding
+  cfg = sharding.MeshConfig(**mesh_axes(layout))
+  if hasattr(sharding, "use"):          # a mesh with rules of its own
+    with sharding.use(dataclasses.replace(cfg, rules=dict(embed=RULES["embed"])), devices=devices) as mesh:
+      yield mesh
+  else:
+    mesh = sharding.make_mesh(cfg, devices)
+    with jax.set_mesh(mesh):
+      yield mesh
+
+
+def program(case: Case, mesh):
+  """(function, abstract arguments) of a case, with the shardings that a run has."""
   import jax
 
   from r1jax import sharding
   from r1jax.models import param, transformer
-  mesh = sharding.make_mesh(sharding.MeshConfig(**mesh_axes(case.layout)), devices)
   tree = transformer.params(case.cfg)
   place = sharding.shardings(mesh, tree)
   with_place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
   params = jax.tree.map(with_place, param.abstract(tree, case.cfg.dtype), place)
-  return *(_update if case.what == "update" else _decode)(case, mesh, params), mesh
+  return (_update if case.what == "update" else _decode)(case, mesh, params)
 
 
 def _update(case: Case, mesh, params):
   import jax
   import jax.numpy as jnp
 
-  from r1jax import optimizer
+  from r1jax import optimizer, train
   from r1jax import update as update_
   from r1jax.grpo import LossConfig
   from r1jax.sampler import SampleConfig
@@ -101,7 +117,12 @@ def _update(case: Case, mesh, params):
     micro_batches=case.micro_batches, reference="fused")
   tx = optimizer.make(case.optimizer, 1)
   loss = lambda params, batch: reasoning_rl.policy_loss(params, batch, model=case.cfg, cfg=cfg)
-  step = update_.updater(cfg, case.cfg, tx, loss)
+
+  def reference(ref_params, part):      # as update.updater has it
+    logp_NA = update_.logprobs(ref_params, part, model=case.cfg, cfg=cfg)[0]
+    return part.replace(ref_logp_NA=jax.lax.stop_gradient(logp_NA))
+  step = jax.jit(functools.partial(train.train_step, loss_fn=loss, tx=tx, micro_batches=case.micro_batches,
+                                   prepare=reference if case.reference else None), donate_argnames="state")
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   of_path = {jax.tree_util.keystr(path): x.sharding for path, x in jax.tree_util.tree_leaves_with_path(params)}
 
@@ -159,8 +180,8 @@ def _child(case: Case) -> dict[str, float]:
   else:
     from jax.experimental import topologies
     devices = topologies.get_topology_desc(platform="tpu", topology_name=case.target).devices
-  function, arguments, mesh = program(case, devices)
-  with jax.set_mesh(mesh):
+  with meshed(case.layout, devices) as mesh:
+    function, arguments = program(case, mesh)
     began = time.monotonic()
     lowered = function.lower(*arguments)
     lowering = time.monotonic() - began

@@ -39,7 +39,7 @@ def training(cfg: ModelConfig, layout: Layout, tokens: float, opt: OptimizerConf
   return dict.fromkeys(PARTS, 0.0) | dict(
     params=params, gradients=params * (2 if micro_batches > 1 else 1), optimizer=moments(cfg, layout, opt),
     reference=params if reference else 0.0, activations=saved + 2 * one["layer"],
-    logits=_logits(cfg, layout, min(cfg.logit_chunk, tokens)),
+    logits=max(_logits(cfg, layout, min(cfg.logit_chunk, tokens)) - 2 * one["layer"], 0.0),
     buffers=(3 * _layer(cfg, layout) + head if layout.fsdp * layout.context > 1 else 0.0))
 
 
@@ -73,7 +73,7 @@ def widths(cfg: ModelConfig, layout: Layout) -> dict[str, float]:
   dense = 2 * cfg.ffn / t + D
   e = cfg.moe
   moe = (e.shared * 2 * e.ffn / t + D * bool(e.shared)) if e else 0.0
-  routed = e.top_k * (2 * D + 3 * e.ffn / t) + 3 * e.experts if e else 0.0
+  routed = e.top_k * (4 * D + 5 * e.ffn / t + e.experts) + 3 * e.experts if e else 0.0
   has_dense = not e or cfg.dense_layers
   return dict(input=D, products=attention + (moe if e else dense),
               layer=attention + inside + 3 * D + max(dense + cfg.ffn / t if has_dense else 0.0, moe + routed))
@@ -104,8 +104,7 @@ def columns(length_N, slots: int, most: int) -> float:
   out, rows, at = 0.0, len(length_N), 0
   while rows and at < len(length_N):
     stays = len(length_N) - rows // 4                     # until so many have ended
-    until = length_N[min(stays, len(length_N) - 1)]
-    out = max(out, rows / len(length_N) * room.bucket(int(until), most))
+    out = max(out, rows / len(length_N) * room.bucket(int(length_N[stays - 1]), most))
     rows, at = rows // 4, stays
   return out
 
