@@ -24,6 +24,7 @@ class ThisPython(AsyncKernelManager):
 
 def execute(notebook, folder, monkeypatch):
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  monkeypatch.delenv("R1_WORKDIR", raising=False)               # 06 would open a run of the user's
   monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))     # no profile or history of the user's
   monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(folder / "jupyter"))
   (folder / "work").mkdir()
