@@ -94,7 +94,7 @@ def _experiment(args, rest, numbers, sources):
 def _model(args, config, cfg):
   """The experiment's model. Its vocabulary: --vocab, or a preset's of the same sizes, or the tokenizer's."""
   from r1jax import config as configs
-  from r1jax import pipeline
+  from r1jax import policies
   from r1jax.models import deepseek, llama, qwen
   if cfg.start:
     return cfg.model
@@ -103,7 +103,7 @@ def _model(args, config, cfg):
           if sizes(preset) == sizes(cfg.model)]
   vocab = args.vocab or (same[0] if same else 0)
   try:
-    return configs.with_vocab(cfg, vocab or pipeline.make_task(config, cfg).tokenizer.vocab)
+    return configs.with_vocab(cfg, vocab or policies.make_task(config, cfg).tokenizer.vocab)
   except (ValueError, FileNotFoundError) as error:
     raise ValueError(f"the tokenizer is not here ({error}): give --vocab N") from error
 

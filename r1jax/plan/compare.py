@@ -29,13 +29,16 @@ def by_compiler(site: Site, bill: Bill, target: str, tokens: int = 4096) -> dict
   return out
 
 
-def one(site: Site, layout: Layout, what: str, target: str, tokens: int = 4096, per: int = 1, group: int = 1,
+def one(site: Site, layout: Layout, what: str, target: str, tokens: int = 4096, per: int = 1, group: int = 2,
         optimizer: OptimizerConfig | None = None) -> dict[str, float]:
-  """One program on all devices of a layout: `per` prompts a row-parallel group, with `group` answers each, half of
-  `tokens` prompt and half answer. Also the formulas' number for the same."""
+  """One program on all devices of a layout, and the formulas' number for the same.
+
+  `per` prompts with `group` answers each to every group of devices that shares rows; half of `tokens` are the prompt,
+  the others the answers'.
+  """
   optimizer = optimizer or OptimizerConfig(3e-6, state_dtype="bfloat16")
   half = tokens // 2
-  case = Case(what, site.cfg, layout, prompts=layout.rows * per, group=group, prompt=half, answer=half,
+  case = Case(what, site.cfg, layout, prompts=layout.rows * per, group=group, prompt=half, answer=half // group,
               optimizer=optimizer, target=target)
   found = compiled.measure(case)
   return found | dict(layout=str(layout), formulas=memory.total(predicted(case)))
