@@ -23,7 +23,7 @@ from r1jax.plan.phases import Site
 FOLDER = Path(__file__).parent
 COLOURS = dict(decode="#3b6fb6", update="#c0504d", scoring="#e0a030", switch="#888888", other="#cccccc")
 LABELS = {"without continuous batching": "no continuous batching", "without MTP drafting": "no MTP drafting",
-          "FP8 in sampling and training": "FP8", "partial rollouts, half more under way": "partial rollouts",
+          "FP8 in sampling and training": "FP8", "partial rollouts, twice as many under way": "partial rollouts",
           "all of the last five": "last five together"}
 
 
@@ -56,7 +56,7 @@ def tail_figure(site: Site, made: dict[str, bill.Bill]) -> None:
   part = paper.r1_zero().parts[7]
   several = paper.schedules()
   for name, colour in (("as the paper", "#3b6fb6"), ("without MTP drafting", "#888888"),
-                       ("partial rollouts, half more under way", "#c0504d")):
+                       ("partial rollouts, twice as many under way", "#c0504d")):
     one = rollouts.simulate(site, made[name].rollout.layout, paper.r1_zero(), part, several[name], paper.DEVICES)
     rows = one.trace.active_K
     keep = np.unique(np.linspace(0, len(rows) - 1, 120).astype(int))

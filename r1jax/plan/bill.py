@@ -127,7 +127,7 @@ def _rl(site: Site, stage: RL, schedule: Schedule, there: int, here: int) -> Bil
   seconds = tokens = 0.0
   for part in stage.parts:
     drawn = rollouts.simulate(site, where, stage, part, schedule, there)
-    unit = _unit(site, stage, part, schedule, layout, drawn)
+    unit = once(site, stage, part, schedule, layout, drawn)
     sampling = sum(unit[name].seconds for name in ("prefill", "decode", "reward"))
     other = sum(phase.seconds for phase in unit.values()) - sampling
     # ahead: the slower side decides; the sync is both sides'
@@ -152,7 +152,7 @@ def _layouts_of(site: Site, stage: RL, devices: int, offload: bool, fp8: bool, s
                           reference=stage.reference and not offload, fp8=fp8, shared=shared)
 
 
-def _unit(site: Site, stage: RL, part: Part, schedule: Schedule, layout: Layout, drawn: Rollout) -> dict[str, Phase]:
+def once(site: Site, stage: RL, part: Part, schedule: Schedule, layout: Layout, drawn: Rollout) -> dict[str, Phase]:
   """One rollout and what is learnt from it, by phase."""
   numbers, hardware, cfg = site.numbers, site.hardware, site.cfg
   length_N = rollouts.drawn(site, stage, part)

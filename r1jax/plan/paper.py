@@ -145,9 +145,9 @@ def schedules() -> dict[str, Schedule]:
     "two tokens drafted": change(drafts=2),
     "FP8 in sampling and training": change(fp8_rollout=True, fp8_train=True),
     "one step off policy": change(ahead=True),
-    "partial rollouts, half more under way": change(partial=0.5),
+    "partial rollouts, twice as many under way": change(partial=1.0),
     "all of the last five": change(shared_prompt=True, drafts=2, fp8_rollout=True, fp8_train=True, ahead=True,
-                                   partial=0.5),
+                                   partial=1.0),
   }
 
 

@@ -47,13 +47,18 @@ def layouts(site: Site, devices: int) -> Iterator[Layout]:
 def held(site: Site, layout: Layout, stage: RL, part: Part, schedule: Schedule, devices: int) -> dict[str, float]:
   """Bytes on a device while a rollout is drawn."""
   replicas = devices // layout.devices
-  most = min(schedule.slots or stage.answers, stage.answers)
-  rows = math.ceil(most / replicas / layout.expert)
+  rows = math.ceil(rows_at_once(stage, schedule) / replicas / layout.expert)
   length_N = drawn(site, stage, part)
   width = part.mean if schedule.paged else memory.columns(length_N, schedule.slots, part.most)
   prompts = rows / schedule.width * stage.prompt
   return memory.sampling(site.cfg, layout, rows, width, prompts, 1 + schedule.drafts,
                          1.0 if schedule.fp8_rollout else 0.0, copied=not schedule.paged)
+
+
+def rows_at_once(stage: RL, schedule: Schedule) -> int:
+  """Answers that are drawn at one time, on all devices."""
+  under_way = round(stage.answers * (1 + schedule.partial))
+  return min(schedule.slots or under_way, under_way)
 
 
 def drawn(site: Site, stage: RL, part: Part, seed: int = 0, count: int = 0) -> np.ndarray:
@@ -67,10 +72,9 @@ def rate(site: Site, drafts: int) -> float:
 
 def simulate(site: Site, layout: Layout, stage: RL, part: Part, schedule: Schedule, devices: int,
              ticks: int = 250) -> Rollout:
-  """One rollout; with `partial`, one of those after many others, which carries on what they left."""
+  """One rollout; with `partial`, a mean one of those that carry on what others left."""
   replicas = devices // layout.devices
-  slots = min(schedule.slots or stage.answers, stage.answers) if not schedule.partial else (
-    schedule.slots or round(stage.answers * (1 + schedule.partial)))
+  slots = rows_at_once(stage, schedule)
   lanes = max(math.ceil(slots / replicas / schedule.width), 1)
   step = phases.decode_seconds(site, layout, span=1 + schedule.drafts, fp8=schedule.fp8_rollout)
   gain = rate(site, schedule.drafts)
@@ -98,25 +102,29 @@ def simulate(site: Site, layout: Layout, stage: RL, part: Part, schedule: Schedu
   return Rollout(layout, made, decode, trace, held(site, layout, stage, part, schedule, devices), stale)
 
 
-def _steady(site: Site, stage: RL, part: Part, schedule: Schedule, go, rollouts: int = 6):
-  """The last of several partial rollouts: (trace, tokens drawn, tokens run anew, stale share, FLOPs)."""
+def _steady(site: Site, stage: RL, part: Part, schedule: Schedule, go, rollouts: int = 8, last: int = 6):
+  """A mean rollout of the last of several partial ones: (trace, tokens drawn, tokens run anew, stale share, FLOPs).
+
+  A mean, because they differ: with groups of which one answer is nearly always long, a rollout that waits for many
+  such groups leaves an easy one behind it.
+  """
   G, extra = stage.group, max(round(schedule.partial * stage.questions), 1)
-  left_N = before_N = had_N = np.zeros(0)
+  left_N = had_N = np.zeros(0)
+  traces, sums = [], np.zeros(4)
   for unit in range(rollouts):
     new = (stage.questions + (extra if unit == 0 else 0)) * G
     fresh = drawn(site, stage, part, seed=unit, count=new).astype(float)
     left_N, had_N = np.concatenate([left_N, fresh]), np.concatenate([had_N, np.zeros(new)])
-    before_N = had_N + stage.prompt
-    trace = go(left_N, before_N, enough=stage.questions)
-    tokens = (left_N - trace.left_N).sum()
-    again = had_N[left_N > 0].sum()
-    groups = (trace.left_N.reshape(-1, G) <= 0).all(1)
-    used = np.zeros(len(groups), bool)
-    used[np.flatnonzero(groups)[:stage.questions]] = True
-    stale = (had_N.reshape(-1, G)[used].sum()) / max((had_N + left_N).reshape(-1, G)[used].sum(), 1)
+    trace = go(left_N, had_N + stage.prompt, enough=stage.questions)
     drew_N = left_N - trace.left_N
-    flops = (costs.layer_flops(site.cfg, had_N + stage.prompt, had_N + stage.prompt + drew_N, absorbed=True)
-             + costs.head_flops(site.cfg, drew_N.sum()))
+    used = np.zeros(len(left_N) // G, bool)
+    used[np.flatnonzero((trace.left_N.reshape(-1, G) <= 0).all(1))[:stage.questions]] = True
+    stale = had_N.reshape(-1, G)[used].sum() / max((had_N + left_N).reshape(-1, G)[used].sum(), 1)
+    if unit >= rollouts - last:
+      flops = (costs.layer_flops(site.cfg, had_N + stage.prompt, had_N + stage.prompt + drew_N, absorbed=True)
+               + costs.head_flops(site.cfg, drew_N.sum()))
+      traces.append(trace)
+      sums += np.array([drew_N.sum(), had_N[left_N > 0].sum(), stale, flops]) / last
     keep = np.repeat(~used, G)
     left_N, had_N = trace.left_N[keep], (had_N + drew_N)[keep]
-  return trace, tokens, again, stale, flops
+  return tail.mean(traces), *map(float, sums)

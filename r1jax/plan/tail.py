@@ -93,3 +93,12 @@ def simulate(left_N, before_N, *, lanes: int, width: int = 1, group: int = 1, re
     if enough and (open_G == 0).sum() >= enough:
       break
   return Trace(now, steps, room, work, few, np.array(times), np.array(actives), end_N, left_N)
+
+
+def mean(traces: list[Trace]) -> Trace:
+  """A mean rollout of several that follow each other; their curves one behind the other, ends and rests of the last."""
+  starts = np.cumsum([0.0] + [t.seconds for t in traces[:-1]])
+  scalars = {name: float(np.mean([getattr(t, name) for t in traces]))
+             for name in ("seconds", "steps", "room", "work", "few_seconds")}
+  return Trace(**scalars, time_K=np.concatenate([t.time_K + s for t, s in zip(traces, starts, strict=True)]),
+               active_K=np.concatenate([t.active_K for t in traces]), end_N=traces[-1].end_N, left_N=traces[-1].left_N)
