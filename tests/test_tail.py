@@ -53,6 +53,13 @@ def test_three_rows_by_hand():
   assert tail.simulate([6, 2, 2], 0, lanes=3, tick=2.0).few_seconds == 4
 
 
+def test_a_lane_takes_another_prompt_when_all_its_rows_are_idle():
+  """Two lanes of two rows. The third prompt waits for the first lane's long answer, though a row is free before."""
+  out = tail.simulate([4, 1, 6, 1, 1, 1], 0, lanes=2, width=2, group=2)
+  np.testing.assert_array_equal(out.end_N, [4, 1, 6, 1, 5, 5])
+  assert tail.simulate([4, 1, 6, 1, 1, 1], 0, lanes=4, group=2).end_N.tolist() == [4, 1, 6, 2, 1, 2]
+
+
 def test_a_step_costs_what_its_rows_cost_and_static_rows_cost_all():
   cost = lambda rows_R, context_R: 1.0 + rows_R
   loose = tail.simulate([4, 2], 10, lanes=2, seconds=cost, tick=0.5)
