@@ -4,6 +4,8 @@
 
 The tiny recipe of r1.py up to its reasoning RL, twice from the same cold start: dev2 with the reward, no_language
 without.
+
+Measured, seeds 0 1: pass@1 0.965 with, 0.970 without; language consistency 0.994 and 0.797 (one seed 0.62, one 0.97).
 """
 
 from r1jax.config import beside, parse_arg

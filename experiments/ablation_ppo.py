@@ -4,6 +4,8 @@
 
 From one base of the tiny recipe, 60 rollouts each: GRPO; PPO with GAE's lambda 1 and 0.95, whose critic is a second
 model of the same size. The KL term is as in GRPO, so that one thing differs.
+
+Measured, seed 0: pass@1 0.992 GRPO, 0.992 lambda 1, 0.974 lambda 0.95.
 """
 
 from r1jax.config import beside, parse_arg

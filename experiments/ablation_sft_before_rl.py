@@ -4,6 +4,8 @@
 
 from_base is R1-Zero with the language reward; dev2 is the recipe's own, after a cold start from R1-Zero's answers. What
 the cold start costs (R1-Zero itself, and sampling) is in the ledger.
+
+Measured, seeds 0 1: pass@1 0.965 from the cold start, 0.809 from the base; language consistency 0.994 and 0.955.
 """
 
 from r1jax.config import beside, parse_arg
