@@ -7,9 +7,9 @@ the last 0, 4, 8, 16 and 40 have general and unsafe prompts and preference rewar
 `general/helpful` is the taste that the reward model was trained on and does not see beyond two kind words: when it
 falls while the reward rises, that is the hack.
 
-Measured, seeds 0 1, with 0, 4, 8, 16, 40, 120: liked 0.686 0.708 0.735 0.752 0.786 0.697, refused 0.719 0.738 0.775 0.859
-0.955 0.975; tokens of a greeting 7.6 7.7 7.9 8.6 9.1 9.7; the reward model's score ends near 0.97. pass@1 on reasoning
-stays within 0.953 and 0.971: the paper's loss of it does not show.
+Measured, seeds 0 1, with 0, 4, 8, 16, 40, 120: liked 0.686 0.708 0.735 0.752 0.786 0.697, refused 0.719 0.738 0.775
+0.859 0.955 0.975; tokens of a greeting 7.6 7.7 7.9 8.6 9.1 9.7; the reward model's score ends near 0.97. pass@1 on
+reasoning stays within 0.953 and 0.971: the paper's loss of it does not show.
 """
 
 from r1jax.config import beside, parse_arg

@@ -8,8 +8,8 @@ The second is the paper's: fine-tuning only, 2 to 3 epochs, batch 64, cosine to 
 by the tiny recipe of r1.py up to its rejection sampling; the student has a quarter of the teacher's parameters and a
 base of its own.
 
-Measured, tiny, seeds 0 1: pass@1 of the student's base 0.463, distilled 0.856 (0.78, 0.93), its own RL 0.668 (0.50, 0.84),
-distilled and then RL 0.928. The paper's variant was not run.
+Measured, tiny, seeds 0 1: pass@1 of the student's base 0.463, distilled 0.856 (0.78, 0.93), its own RL 0.668 (0.50,
+0.84), distilled and then RL 0.928. The paper's variant was not run.
 """
 
 from ml_collections import ConfigDict
