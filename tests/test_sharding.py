@@ -19,7 +19,8 @@ XLA_FLAGS = ("--xla_force_host_platform_device_count=8 --xla_backend_optimizatio
 
 
 def abstract(**sizes):
-  return jax.sharding.AbstractMesh(tuple(sizes.get(axis, 1) for axis in sharding.AXES), sharding.AXES)
+  return jax.sharding.AbstractMesh(tuple(sizes.get(axis, 1) for axis in sharding.AXES), sharding.AXES,
+                                   axis_types=(jax.sharding.AxisType.Auto,) * len(sharding.AXES))
 
 
 def test_specs_by_hand():
