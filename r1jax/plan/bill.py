@@ -100,20 +100,26 @@ def of(site: Site, stage: RL | Supervised | Sampling, schedule: Schedule, device
 
 
 def rl(site: Site, stage: RL, schedule: Schedule, devices: int) -> Bill:
-  """All rollouts of a stage and their updates, on devices that take turns, or on two shares of them (ahead)."""
+  """All rollouts of a stage and their updates, on devices that take turns, or on two shares of them (ahead).
+
+  Of five shares, the best for the part with the most tokens.
+  """
   if not schedule.ahead:
     return _rl(site, stage, schedule, devices, devices)
-  bills = []
+  tries = []
+  one = dataclasses.replace(stage, parts=(max(stage.parts, key=lambda part: part.rollouts * part.mean),))
   for share in (1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4):
     there = round(devices * share)
     if there and devices - there:
       try:
-        bills.append(_rl(site, stage, schedule, there, devices - there))
+        made = _rl(site, one, schedule, there, devices - there)
+        tries.append((not made.fits(site), made.seconds, there))
       except ValueError:                   # so many devices cannot be laid out
         continue
-  if not bills:
+  if not tries:
     raise ValueError(f"{stage.name}: {devices} devices cannot be shared between rollouts and updates")
-  return min(bills, key=lambda bill: (not bill.fits(site), bill.seconds))
+  there = min(tries)[2]
+  return _rl(site, stage, schedule, there, devices - there)
 
 
 def _rl(site: Site, stage: RL, schedule: Schedule, there: int, here: int) -> Bill:

@@ -63,16 +63,10 @@ def forward(cfg: ModelConfig, layout: Layout, tokens, pairs, head_tokens, *, abs
   """
   size = jnp.dtype(cfg.dtype).itemsize
   item = item or size
-  gathered = dataclasses.replace(layout, fsdp=1, context=1)
   depth = math.ceil(cfg.layers / layout.stage) / cfg.layers
   tokens = np.asarray(tokens, np.float64)
   out = [Op("embedding", 0.0, tokens * cfg.dim * 2 * size)]
-  for name, (leaves, routed) in values(cfg).items():
-    if name in ("embed", "head", "final_norm", "mtp"):
-      continue
-    counts = [math.prod(p.shape) for p in leaves]
-    held = sum(n / ways(p, gathered) for n, p in zip(counts, leaves, strict=True)) * depth
-    per_token = sum(counts) * depth / layout.tensor
+  for name, routed, held, per_token in _held(cfg, layout):
     acts = _activations(cfg, name) * depth * tokens * size
     if routed:
       share = cfg.moe.top_k / cfg.moe.experts
@@ -89,6 +83,20 @@ def forward(cfg: ModelConfig, layout: Layout, tokens, pairs, head_tokens, *, abs
   out.append(Op("head", costs.head_flops(cfg, 1.0) / layout.tensor * head_tokens,
                 (head_tokens > 0) * cfg.dim * cfg.vocab / layout.tensor * size + head_tokens * cfg.dim * size))
   return out
+
+
+@functools.lru_cache(4096)
+def _held(cfg: ModelConfig, layout: Layout) -> tuple[tuple[str, bool, float, float], ...]:
+  """Each part's name, whether it is experts, its values on a device as gathered, and at work on a token there."""
+  gathered = dataclasses.replace(layout, fsdp=1, context=1)
+  depth = math.ceil(cfg.layers / layout.stage) / cfg.layers
+  out = []
+  for name, (leaves, routed) in values(cfg).items():
+    if name not in ("embed", "head", "final_norm", "mtp"):
+      counts = [math.prod(p.shape) for p in leaves]
+      held = sum(n / ways(p, gathered) for n, p in zip(counts, leaves, strict=True)) * depth
+      out.append((name, routed, held, sum(counts) * depth / layout.tensor))
+  return tuple(out)
 
 
 @functools.cache

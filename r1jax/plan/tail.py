@@ -64,6 +64,11 @@ def simulate(left_N, before_N, *, lanes: int, width: int = 1, group: int = 1, re
           row_XW[x, s] = (lane_X[x] + 1) * group - waits
           waits_G[lane_X[x]] -= 1
 
+  if width == 1:                       # the same as fill, at once: prompts in order, then again from the first on
+    first, prompts = np.arange(min(len(row_XW), N)), len(waits_G)
+    row_XW[first, 0], lane_X[first] = first % prompts * group + first // prompts, first % prompts
+    waits_G -= np.bincount(first % prompts, minlength=prompts)
+    unseen = unseen[:max(prompts - len(first), 0)]
   while True:
     if waits_G.any():
       fill()
