@@ -12,7 +12,7 @@ from r1jax.cli import main as cli
 from r1jax.models.deepseek import PRESETS
 from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
-from r1jax.plan import assumptions, bill, layout, lengths, ops, paper, phases, traffic
+from r1jax.plan import assumptions, bill, layout, lengths, ops, paper, phases, rollouts, traffic
 from r1jax.plan.assumptions import Assumptions
 from r1jax.plan.layout import Layout
 from r1jax.plan.phases import Site
@@ -140,6 +140,17 @@ def test_a_stage_is_the_sum_of_its_phases_and_ahead_is_less():
   ahead = bill.rl(SITE, STAGE, Schedule(paged=True, ahead=True), 8)
   assert ahead.devices == 8 and ahead.seconds < sum(phase.seconds for phase in ahead.phases.values())
   assert "switch" not in ahead.phases
+
+
+def test_rows_that_do_not_fit_wait_for_their_turn():
+  at, part, schedule = Layout(), STAGE.parts[0], Schedule(paged=True)
+  on = lambda row: Site(DENSE, row, Assumptions())
+  held = lambda row, way: sum(rollouts.held(on(row), at, STAGE, part, way, 1).values())
+  small = dataclasses.replace(H800, memory=0.8 * held(H800, schedule) / Assumptions().cache)
+  fitted = rollouts.fitted(on(small), at, STAGE, part, schedule, 1)
+  assert rollouts.fitted(SITE, at, STAGE, part, schedule, 1).slots == 64 > fitted.slots > 1
+  assert held(small, fitted) <= small.memory * Assumptions().cache
+  assert rollouts.fitted(on(small), at, STAGE, part, Schedule(), 1).slots == 64
 
 
 def test_partial_rollouts_do_not_wait_for_the_longest_and_are_stale():

@@ -84,10 +84,11 @@ def training_layouts(site: Site, devices: int, prompt: float, length_N, group: i
 
 def best_rollout(site: Site, stage: RL, part: Part, schedule: Schedule, devices: int) -> Rollout:
   """The fastest layout of replicas that fits; where none does, the smallest."""
-  held = {layout: memory.total(rollouts.held(site, layout, stage, part, schedule, devices))
+  ways = {layout: rollouts.fitted(site, layout, stage, part, schedule, devices)
           for layout in rollouts.layouts(site, devices)}
+  held = {layout: memory.total(rollouts.held(site, layout, stage, part, way, devices)) for layout, way in ways.items()}
   fit = [layout for layout, size in held.items() if size <= room_for(site)] or [min(held, key=held.get)]
-  quick = [rollouts.simulate(site, layout, stage, part, schedule, devices, ticks=60) for layout in fit]
+  quick = [rollouts.simulate(site, layout, stage, part, ways[layout], devices, ticks=60) for layout in fit]
   return min(quick, key=lambda r: r.seconds)
 
 
@@ -132,7 +133,8 @@ def _rl(site: Site, stage: RL, schedule: Schedule, there: int, here: int) -> Bil
   sums: dict[str, Phase] = {}
   seconds = tokens = 0.0
   for part in stage.parts:
-    drawn = rollouts.simulate(site, where, stage, part, schedule, there)
+    way = rollouts.fitted(site, where, stage, part, schedule, there)
+    drawn = rollouts.simulate(site, where, stage, part, way, there)
     unit = once(site, stage, part, schedule, layout, drawn)
     sampling = sum(unit[name].seconds for name in ("prefill", "decode", "reward"))
     other = sum(phase.seconds for phase in unit.values()) - sampling

@@ -55,6 +55,17 @@ def held(site: Site, layout: Layout, stage: RL, part: Part, schedule: Schedule, 
                          1.0 if schedule.fp8_rollout else 0.0, copied=not schedule.paged)
 
 
+def fitted(site: Site, layout: Layout, stage: RL, part: Part, schedule: Schedule, devices: int) -> Schedule:
+  """A paged schedule with no more rows at one time than memory holds; the others wait for their turn."""
+  way = lambda slots: dataclasses.replace(schedule, slots=slots)
+  size = lambda slots: memory.total(held(site, layout, stage, part, way(slots), devices))
+  slots, least = rows_at_once(stage, schedule), devices // layout.devices * layout.expert
+  space = site.hardware.memory * site.numbers.cache
+  while schedule.paged and size(slots) > space and slots * 0.9 >= least:
+    slots = round(0.9 * slots)
+  return way(slots)
+
+
 def rows_at_once(stage: RL, schedule: Schedule) -> int:
   """Answers that are drawn at one time, on all devices."""
   under_way = round(stage.answers * (1 + schedule.partial))
