@@ -9,7 +9,8 @@ the paper does not say is marked "not published". `only=STAGE` runs one stage fr
 
 Measured, tiny, seeds 0 1 2, 213 to 321 s each on 2 busy cores: pass@1 of base, Zero, Dev1, Dev2, Dev3, R1 0.490 0.988
 0.927 0.971 0.982 0.976; language consistency 0.10 0.53 0.98 1.00 1.00 1.00; liked 0.675 -> 0.727 and refused 0.716 ->
-0.792 by the last stage. The table is in the README. The SmolLM2 variant and the paper's were not run.
+0.792 by the last stage. The table is in the README. The SmolLM2 variant ran as `smollm2,short`
+alone, the paper's not at all.
 
 Dev1, Dev2, Dev3 are the paper's names of what lies between: after the cold start, after reasoning RL on it, after the
 second fine-tuning.

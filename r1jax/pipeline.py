@@ -146,7 +146,7 @@ class Run:
     more = {}
     if section.stage == "rejection":
       more["policy"] = f"{section.start or 'the start'} {upstream.get(section.start, '')}".strip()
-    if judges:
+    if section.stage == "all_scenarios_rl":
       more["judges"] = {name: self.judge(name, section.cfg.scale) for name in judges}
     params = policies.STAGES[section.stage].run(section.cfg, self.task, folder, params, model=self.model(section),
                                        seed=section.seed, stop=self.stop, console=self.console, files=data,
