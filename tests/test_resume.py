@@ -109,6 +109,8 @@ def test_a_finished_run_is_not_run_again(uninterrupted, tmp_path):
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
   assert_same(leaves(workdir), uninterrupted)
-  other = [*RUN, "--workdir", str(workdir), "--config.seed=5"]
+  other = [*RUN, "--workdir", str(workdir), "--config.name=other"]
   again = subprocess.run(other, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
-  assert again.returncode == 2 and "seed: 0 -> 5" in again.stderr and len(again.stderr.splitlines()) == 1
+  assert again.returncode == 2 and "another experiment, 'r1_zero_parity" in again.stderr
+  assert len(again.stderr.splitlines()) == 1
+  assert_same(leaves(workdir), uninterrupted)

@@ -258,7 +258,7 @@ def test_cpu_time_is_told_from_wall_time():
   limits = dataclasses.replace(LIMITS, cpu=1, wall=20.0)
   busy = "import signal\nfor s in (15, 24): signal.signal(s, signal.SIG_IGN)\nwhile True: pass"
   result = sandbox.run(busy, [CALL], limits=limits)[0]
-  assert result.status == "timeout" and 0.9 < result.cpu < 2 and result.wall < 15
+  assert result.status == "timeout" and 0.5 < result.cpu < 2 and result.wall < 15
 
 
 def test_cases_after_the_first_failure_are_skipped_when_asked():

@@ -156,8 +156,9 @@ def _start(program: str, cases: Sequence[Case], limits: Limits, stop: bool, mean
     means=dict(namespaces=means.namespaces, landlock=bool(means.landlock), seccomp=means.seccomp,
                no_new_privs=means.no_new_privs),
     cases=[dict(expressions=c.expressions, setup=c.setup, values=dict(c.names), stdin=c.stdin) for c in cases]))
-  # a fixed hash seed: one program, one verdict. -S: no site-packages; not -I, which would ignore the seed
-  environment = dict(PYTHONHASHSEED="0", PYTHONUTF8="1", LANG="C.UTF-8", TZ="UTC")
+  # a fixed hash seed: one program, one verdict. -S: no site-packages; not -I, which would ignore the seed. One arena:
+  # malloc gives a thread one of 64 MB where the address space has room at that moment, and the next has no stack
+  environment = dict(PYTHONHASHSEED="0", PYTHONUTF8="1", LANG="C.UTF-8", TZ="UTC", MALLOC_ARENA_MAX="1")
   # -P is in effect an isolated path; nothing of the caller's environment is passed on
   process = subprocess.Popen(
     [sys.executable, "-P", "-s", "-S", str(RUNNER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
