@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 
 import numpy as np
 
 from r1jax import grpo, hosts, profiling, rollout
 from r1jax.problem import NOT_ASKED
 from r1jax.rewards.length import soft_overlong
+from r1jax.slots import Stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,33 @@ class Scored:
   rounds: int                    # how often `questions_per_rollout` questions were sampled
   agreed_share: float            # of all groups that were sampled, kept or not
   seconds: float                 # waited for rewards, when all was sampled
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+  """A rollout, scored, and what it took."""
+  scored: Scored
+  sampled: list                  # of Rollouts: all that this process drew, used or not
+  stats: Stats
+  seconds: float                 # of sampling; the wait for rewards is scored.seconds
+
+
+def draw(cfg, task, lesson, params, *, model, seed: int, unit: int, pool=None, renew=None) -> Drawn:
+  """Scored answers to the questions of rollout `unit`. params: as sampling wants them (resharding.for_rollout).
+  lesson: what is asked and paid for, a reasoning_rl.Lesson. renew: as in slots.run."""
+  began, stats, sampled, asked = time.monotonic(), Stats(), [], Counter()
+  terms = lesson.terms(unit)
+  problems = lesson.problems(unit, cfg.questions_per_rollout * max(cfg.dynamic_sampling, 1))
+
+  def judge(part):
+    sampled.append(part)
+    return rollout.judge(part, terms, cfg.truncated, pool)
+  with hosts.own_devices(params) as own:
+    sample = lambda problems: rollout.sample_parts(
+      own, problems, cfg.group_size, model=model, tokenizer=task.tokenizer, cfg=cfg.sampling, seed=seed, step=unit,
+      prompts_at_once=cfg.prompts_at_once, encode=task.encode, asked=asked, stats=stats, renew=renew, share=True)
+    scored = collect(cfg, problems, sample, judge)
+  return Drawn(scored, sampled, stats, time.monotonic() - began - scored.seconds)
 
 
 def collect(cfg, problems, sample, judge) -> Scored:

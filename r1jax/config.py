@@ -79,7 +79,8 @@ class RunConfig:
   rewards: RewardsConfig = dataclasses.field(default_factory=RewardsConfig)
   ledger: LedgerConfig = dataclasses.field(default_factory=LedgerConfig)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-  rollout_mesh: MeshConfig | None = None       # of the same devices, while reasoning_rl samples; None: mesh
+  rollout_mesh: MeshConfig | None = None       # while reasoning_rl samples; None: mesh
+  rollout_devices: int = 0       # the last so many devices only sample, those before them only train; 0: all do both
   tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
 
   def __post_init__(self):
@@ -87,6 +88,8 @@ class RunConfig:
       raise ValueError(f"seed={self.seed} must be within 0 and 2^31 - 1")
     if self.only and self.only not in self.stages:
       raise ValueError(f"only={self.only!r} is none of the stages {', '.join(self.stages)}")
+    if self.rollout_devices < 0:
+      raise ValueError(f"rollout_devices={self.rollout_devices} must not be negative")
 
   def section(self, stage: str) -> Section | None:
     """The first section of a stage."""

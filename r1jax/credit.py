@@ -16,6 +16,9 @@ from r1jax import grpo, variants
 from r1jax.grpo import LossConfig
 
 
+_advantages = jax.jit(grpo.advantages, static_argnames="cfg")     # traced anew at every call, vmap takes 30 ms
+
+
 def kl_penalty(batch, cfg: LossConfig):
   """beta KL of each token [N, A] where the KL is part of the reward, else zeros. The policy's log-probs are those it
   sampled with."""
@@ -31,7 +34,7 @@ def of_groups(cfg: LossConfig, reward_N, batch, valid_BG, key):
   """Advantages [N] by the answers of a prompt: of their rewards, less the KL of their tokens if it counts there."""
   total_N = np.asarray(reward_N) - kl_penalty(batch, cfg).sum(1)
   total_BG = jnp.asarray(total_N.reshape(valid_BG.shape), jnp.float32)
-  return np.asarray(grpo.advantages(total_BG, jnp.asarray(valid_BG, jnp.float32), cfg, key)).reshape(-1)
+  return np.asarray(_advantages(total_BG, jnp.asarray(valid_BG, jnp.float32), cfg, key)).reshape(-1)
 
 
 def of_critic(cfg: LossConfig, reward_N, batch, value_NA):

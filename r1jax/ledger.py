@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from r1jax import costs, hardware
+from r1jax import costs, hardware, update
 from r1jax.models.transformer import ModelConfig
 
 PREFIX = "ledger/"
@@ -126,7 +126,7 @@ def learnt(cfg, model: ModelConfig, rollouts, seconds: float, policy: bool = Tru
   prompt_B, answer_N = [len(p) for p in rollouts.prompts], [len(a) for a in rollouts.answers]
   one = costs.score(model, prompt_B, answer_N, cfg.shared_prompt).flops
   body = one - costs.head_flops(model, sum(answer_N))
-  before = (cfg.loss.kl_coef > 0) + (cfg.minibatches > 1 and not cfg.partial)
+  before = (cfg.loss.kl_coef > 0) + (cfg.minibatches > 1 and not update.by_who_drew(cfg))
   flops = (before + 3 * policy) * one + (4 * body if cfg.critic else 0.0)
   prompts = sum(prompt_B) * (1 if cfg.shared_prompt else rollouts.group_size)
   return Spent(seconds, train=prompts + sum(answer_N), flops=flops)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax import rollout, slots
-from r1jax.collect import Scored, agreeing
+from r1jax.collect import Drawn, Scored, agreeing
 from r1jax.queue import Job, Said
 
 
@@ -66,11 +66,13 @@ def new_places(cfg, unit: int) -> range:
   return range(0, Q + more) if unit == 0 else range(more + unit * Q, more + (unit + 1) * Q)
 
 
-def collect(cfg, task, problem_at, params, carry: Carry, judge, *, model, seed: int, unit: int,
-            stats: slots.Stats) -> tuple[Scored, Carry, float]:
+def draw(cfg, task, lesson, params, carry: Carry, *, model, seed: int, unit: int,
+         pool=None) -> tuple[Drawn, Carry, float]:
   """Scored answers to questions_per_rollout questions, those under way first, what goes on, and the share of tokens
-  that earlier policies drew. problem_at(place): the question there. judge: as in collect.collect."""
+  that earlier policies drew. Otherwise as collect.draw."""
+  started, stats = time.monotonic(), slots.Stats()
   Q, G = cfg.questions_per_rollout, cfg.group_size
+  problem_at = lambda place: lesson.problems(place, 1)[0]
   places, units = np.asarray(carry.place_Q), np.asarray(carry.unit_Q)
   answers = dict(enumerate(said(carry))) if unit else {}
   old = [(int(p), int(u)) for p, u in zip(places, units, strict=True)] if unit else []
@@ -105,9 +107,10 @@ def collect(cfg, task, problem_at, params, carry: Carry, judge, *, model, seed: 
   rollouts = rollout.rollouts_of([problems[b] for b in use], [prompts[b] for b in use], [answers[n] for n in rows],
                                  task.tokenizer)
   began = time.monotonic()
-  reward_N, parts = judge(rollouts)()
+  reward_N, parts = rollout.judge(rollouts, lesson.terms(unit), cfg.truncated, pool)()
   same_N = agreeing(cfg, reward_N, rollouts.truncated_N)
   stale = sum(earlier.get(n, 0) for n in rows) / max(sum(len(answers[n].tokens) for n in rows), 1)
   scored = Scored(rollouts, reward_N, parts, same_N, 1, float(same_N.mean()), time.monotonic() - began)
+  drawn = Drawn(scored, [rollouts], stats, time.monotonic() - started - scored.seconds)
   carried = [answers[b * G + g] for b in rest for g in range(G)]
-  return scored, carry_of(cfg, [groups[b][0] for b in rest], [groups[b][1] for b in rest], carried), stale
+  return drawn, carry_of(cfg, [groups[b][0] for b in rest], [groups[b][1] for b in rest], carried), stale

@@ -45,14 +45,19 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | 
   task = policies.make_task(config, cfg)
   console = console or Console(quiet=True)
   workdir = Path(workdir)
+  if cfg.rollout_devices and hosts.count() > 1:
+    raise NotImplementedError(f"rollout_devices={cfg.rollout_devices} in {hosts.count()} processes: each samples its"
+                              " share on its own devices")
   hosts.from_main(lambda: (_claim(workdir, config), task.tokenizer.save(workdir / "tokenizer.json")))
   model = configs.with_vocab(cfg, task.tokenizer.vocab)
-  with (sharding.use(cfg.mesh, cfg.rollout_mesh) as mesh, reward_workers(cfg) as pool,
-        tracking.of_run(cfg.tracking, workdir, cfg.name, config.to_dict())):
+  with (sharding.use(cfg.mesh, cfg.rollout_mesh, rollout_devices=cfg.rollout_devices) as mesh,
+        reward_workers(cfg) as pool, tracking.of_run(cfg.tracking, workdir, cfg.name, config.to_dict())):
     tree = transformer.params(model)
-    console.print(f"{cfg.name}: {param.count(tree):,} parameters on {mesh.size} {jax.default_backend()} device(s)")
+    console.print(f"{cfg.name}: {param.count(tree):,} parameters on {mesh.size} {jax.default_backend()} device(s)"
+                  + (f", {cfg.rollout_devices} more to sample" if cfg.rollout_devices else ""))
     with hosts.own_devices():
-      rates = hosts.from_main(lambda: ledger.rates(cfg.ledger, model, mesh.size, workdir / "ledger.json"))
+      devices = mesh.size + cfg.rollout_devices
+      rates = hosts.from_main(lambda: ledger.rates(cfg.ledger, model, devices, workdir / "ledger.json"))
     hosts.from_main(lambda: _ledger(workdir, cfg, rates, started=True))
     at = Run(cfg, task, workdir, mesh, console, stop, pool, rates)
     result = {}

@@ -1,8 +1,8 @@
-"""Parameters moved from one layout of the devices to another, a bounded part at a time.
+"""Parameters moved from one layout of the devices to another, or to other devices, a bounded part at a time.
 
 Decode steps read every weight for a few tokens and want it split over channels; training wants parameters gathered
-layer by layer. A run may have a mesh for each (config: mesh, rollout_mesh), of the same devices. The copy that sampling
-uses is made before a rollout and given up after it.
+layer by layer. A run may have a mesh for each (config: mesh, rollout_mesh), of the same devices or of devices apart
+(rollout_devices). The copy that sampling uses is made before a rollout and given up after it.
 """
 
 from __future__ import annotations

@@ -50,14 +50,14 @@ def sample(params, problems: Sequence[Problem], group_size: int, **options) -> R
 
 def sample_parts(params, problems: Sequence[Problem], group_size: int, *, model: ModelConfig, tokenizer: Tokenizer,
                  cfg: SampleConfig, seed: int, step: int, prompts_at_once: int = 0, encode=None, budget_N=None,
-                 asked: Counter | None = None, stats: slots.Stats | None = None,
+                 asked: Counter | None = None, stats: slots.Stats | None = None, renew=None,
                  share: bool = False) -> Iterator[Rollouts]:
   """The answers to the first problems, then to the next, in order, for rewards to begin with the first.
 
   With cfg.slots the problems' answers wait for free slots; else those of `prompts_at_once` problems run in step (0: of
   all). Both bound memory; what is sampled depends on neither. encode: prompts' texts -> token lists, such as
   a chat template; None: the tokenizer's plain encoding. budget_N: tokens of each answer, at most and by default
-  cfg.max_tokens. asked: as in jobs_of, where this is not the first call of the step. stats: the sampler's, added to.
+  cfg.max_tokens. asked: as in jobs_of, where this is not the first call of the step. stats, renew: as in slots.run.
   share: of the problems, only those that are this host's (hosts.share).
   """
   jobs = jobs_of(problems, group_size, tokenizer=tokenizer, cfg=cfg, seed=seed, step=step, encode=encode,
@@ -74,7 +74,7 @@ def sample_parts(params, problems: Sequence[Problem], group_size: int, *, model:
     said: dict[int, Said] = {}
     given = 0
     for i, answer in slots.run(params, part, model=model, cfg=cfg, end_id=tokenizer.end_ids, lanes=lanes, width=width,
-                               stop=stop_at(tokenizer, cfg.stop), stats=stats):
+                               stop=stop_at(tokenizer, cfg.stop), renew=renew, stats=stats):
       said[i] = answer
       ready = given                    # whole groups, in the order of their problems
       while all(ready * group_size + g in said for g in range(group_size)):

@@ -90,16 +90,19 @@ def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
 
 
 @contextlib.contextmanager
-def use(cfg: MeshConfig, rollout: MeshConfig | None = None, devices=None):
-  """The mesh of a config, with its rules, for all that runs within. rollout: another one of the same devices, which
-  resharding.for_rollout changes to."""
-  mesh = make_mesh(cfg, devices)
-  token = _rollout.set(None if rollout is None else (make_mesh(rollout, devices), rollout))
-  try:
-    with entered(mesh, cfg):
-      yield mesh
-  finally:
-    _rollout.reset(token)
+def use(cfg: MeshConfig, rollout: MeshConfig | None = None, devices=None, rollout_devices: int = 0):
+  """The mesh of a config, with its rules, for all that runs within. rollout: another one, which resharding.for_rollout
+  changes to: of the same devices, or of the last `rollout_devices` alone, which then have no part in the first."""
+  devices = list(jax.devices() if devices is None else devices)
+  if rollout_devices:
+    if rollout_devices >= len(devices):
+      raise ValueError(f"rollout_devices={rollout_devices} leave none of {len(devices)} to train on")
+    devices, apart = devices[:-rollout_devices], devices[-rollout_devices:]
+    layout = make_mesh(rollout or MeshConfig(), apart), rollout or MeshConfig()
+  else:
+    layout = None if rollout is None else (make_mesh(rollout, devices), rollout)
+  with sampling(layout), entered(make_mesh(cfg, devices), cfg) as mesh:
+    yield mesh
 
 
 @contextlib.contextmanager
@@ -111,6 +114,22 @@ def entered(mesh: Mesh, cfg: MeshConfig):
 def config() -> MeshConfig:
   """Of the mesh in use."""
   return _config.value or MeshConfig()
+
+
+@contextlib.contextmanager
+def sampling(layout: tuple[Mesh, MeshConfig] | None):
+  """rollout_layout() is `layout` within: a thread begins without one."""
+  token = _rollout.set(layout)
+  try:
+    yield
+  finally:
+    _rollout.reset(token)
+
+
+def apart() -> bool:
+  """Whether sampling has devices that the mesh in use has not."""
+  mesh, layout = jax.sharding.get_mesh(), rollout_layout()
+  return layout is not None and not mesh.empty and not set(layout[0].devices.flat) & set(mesh.devices.flat)
 
 
 def rollout_layout() -> tuple[Mesh, MeshConfig] | None:

@@ -42,13 +42,14 @@ class Stats:
 
 
 def run(params, jobs: Sequence[Job], *, model: ModelConfig, cfg: SampleConfig, end_id, lanes: int, width: int,
-        stop: Callable | None = None, enough: Callable | None = None,
+        stop: Callable | None = None, enough: Callable | None = None, renew: Callable | None = None,
         stats: Stats | None = None) -> Iterator[tuple[int, Said]]:
   """(index of the job, its answer) as answers end.
 
   lanes, width: rows that run at one time, `width` of one prompt in a lane. stop() -> a function of an answer's tokens,
   one after the other, that says True where a stop text is complete. enough(): looked at between chunks; once true, what
-  is not finished is given as it is, and nothing more is drawn. stats: added to.
+  is not finished is given as it is, and nothing more is drawn. renew(steps of stats) -> other parameters to go on with
+  from the next chunk, or None. stats: added to.
   """
   stats = Stats() if stats is None else stats
   if not jobs:
@@ -56,9 +57,10 @@ def run(params, jobs: Sequence[Job], *, model: ModelConfig, cfg: SampleConfig, e
   model = sampler.served(model, cfg)
   static = dict(model=model, cfg=cfg, end_id=end_id)
   queue = Queue(jobs, lanes, width, stop)
-  looks = bool(cfg.slots or stop or enough)          # else nothing happens before all have ended
+  looks = bool(cfg.slots or stop or enough or renew)          # else nothing happens before all have ended
   state, columns, began, counted = None, 0, time.monotonic(), dict.fromkeys(sampler.COUNTS, 0)
   while queue.fill():
+    params = params if renew is None or (newer := renew(stats.steps)) is None else newer
     state, columns = _load(params, state, columns, queue, static)
     columns, state = _room(state, columns, queue, cfg, model)
     t = time.monotonic()

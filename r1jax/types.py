@@ -50,3 +50,4 @@ class TrainState:
   ref_params: Any = None          # the KL reference; None where the stage has none
   critic: Any = None              # PPO: the critic's own TrainState
   carry: Any = None               # partial rollouts: the answers under way (partial.py)
+  behind: Any = None              # rollouts sampled ahead: the policies that draw them, oldest first (ahead.py)

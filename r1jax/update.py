@@ -59,12 +59,17 @@ def with_logprobs(cfg, state, batch, score: Callable):
   if cfg.loss.kl_coef and cfg.reference == "before":
     with profiling.phase("reference"):
       batch = batch.replace(ref_logp_NA=score(offload.awake(state, cfg.offload, "reference").ref_params, batch))
-  if cfg.partial:              # each token's ratio is against the policy that drew it
+  if by_who_drew(cfg):
     return batch.replace(old_logp_NA=batch.sampler_logp_NA)
-  if cfg.minibatches > 1:      # with one update the policy is the one that sampled: its ratio is 1
+  if cfg.minibatches > 1:      # with one update the policy is that of its start: its ratio is 1
     with profiling.phase("old policy"):
       batch = batch.replace(old_logp_NA=score(state.params, batch, again=True))
   return batch
+
+
+def by_who_drew(cfg) -> bool:
+  """Whether each token's ratio is against the policy that drew it, not against that at the start of the updates."""
+  return bool(cfg.partial or (cfg.ahead and cfg.loss.correction == "none"))
 
 
 def updater(cfg, model: ModelConfig, tx, loss_fn: Callable) -> Callable:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import weights
 
-from r1jax import loop, partial, rollout, slots
+from r1jax import loop, partial, rollout
 from r1jax.grpo import LossConfig
 from r1jax.metrics import read
 from r1jax.models.transformer import ModelConfig
@@ -27,18 +27,17 @@ CFG = RLConfig(optimizer=OptimizerConfig(lr=1e-2), loss=LossConfig(kl_coef=0.0),
                questions_per_rollout=2, group_size=4, partial=3, truncated="scored", eval_every=0)
 
 
-def judge(rollouts):
-  rewards = np.asarray([float(len(a) % 2) for a in rollouts.answers], np.float32)
-  return lambda: (rewards, [dict(accuracy=Score(r, "")) for r in rewards])
+def lesson(ask=TASK.problem):
+  return reasoning_rl.Lesson(lambda place, count: [ask(place)],
+                             lambda unit: dict(accuracy=(1.0, lambda problem, text: Score(float(len(text) % 2), ""))))
 
 
 def rounds(count, change=lambda unit: weights(MODEL)):
   """(Scored, stale share) of each rollout, and the carry after it, with the policy that change(unit) gives."""
   carry, out = partial.empty(CFG), []
   for unit in range(count):
-    scored, carry, stale = partial.collect(CFG, TASK, TASK.problem, change(unit), carry, judge, model=MODEL, seed=0,
-                                           unit=unit, stats=slots.Stats())
-    out.append((scored, stale, carry))
+    drawn, carry, stale = partial.draw(CFG, TASK, lesson(), change(unit), carry, model=MODEL, seed=0, unit=unit)
+    out.append((drawn.scored, stale, carry))
   return out
 
 
@@ -95,9 +94,8 @@ def test_a_question_that_a_rollout_asks_twice_keeps_its_own_random_numbers():
     whole |= {tuple(map(tuple, out.answers[i:i + 4])): unit for i in range(0, len(out.answers), 4)}
   carry = partial.empty(CFG)
   for unit in range(3):
-    scored, carry, _ = partial.collect(CFG, twice, ask, weights(MODEL), carry, judge, model=MODEL, seed=0, unit=unit,
-                                       stats=slots.Stats())
-    answers = scored.rollouts.answers
+    drawn, carry, _ = partial.draw(CFG, twice, lesson(ask), weights(MODEL), carry, model=MODEL, seed=0, unit=unit)
+    answers = drawn.scored.rollouts.answers
     assert all(tuple(map(tuple, answers[i:i + 4])) in whole for i in range(0, len(answers), 4))
 
 

@@ -10,6 +10,7 @@ import dataclasses
 
 from r1jax.optimizer import OptimizerConfig
 from r1jax.plan.assumptions import Assumptions
+from r1jax.update import by_who_drew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,14 +125,14 @@ def _schedule(rl) -> Schedule:
   return Schedule(
     continuous=bool(sampling.slots), width=sampling.width, slots=sampling.slots,
     drafts=sampling.drafts if sampling.draft == "mtp" else 0, partial=rl.partial / rl.questions_per_rollout,
-    shared_prompt=rl.shared_prompt, offload=rl.offload != "none")
+    shared_prompt=rl.shared_prompt, offload=rl.offload != "none", ahead=rl.ahead > 0)
 
 
 def _rl(name: str, rl, numbers: Assumptions, mean: float, prompt: float, passes: float) -> RL:
   most = rl.sampling.max_tokens
   return RL(name, (Part(rl.rollouts, min(mean or max(numbers.spread * most, 1.0), 0.95 * most), most),),
             rl.questions_per_rollout, rl.group_size, rl.minibatches, prompt or numbers.prompt,
-            reference=rl.loss.kl_coef > 0, old=rl.minibatches > 1 and not rl.partial, passes=passes,
+            reference=rl.loss.kl_coef > 0, old=rl.minibatches > 1 and not by_who_drew(rl), passes=passes,
             optimizer=rl.optimizer)
 
 
