@@ -15,7 +15,6 @@ import numpy as np
 from r1jax import grpo, variants
 from r1jax.grpo import LossConfig
 
-
 _advantages = jax.jit(grpo.advantages, static_argnames="cfg")     # traced anew at every call, vmap takes 30 ms
 
 

@@ -75,7 +75,7 @@ def test_work_is_that_of_the_tokens_there_were():
   assert (spent.seconds, spent.prefill, spent.decode, spent.train) == (1.5, 16, 22, 0)
   assert spent.flops == 2 * (costs.prefill(MODEL, [3, 5]) + costs.decode(MODEL, [3, 5], [2, 1, 4, 4])).flops
   one = costs.score(MODEL, [3, 5], [2, 1, 4, 4]).flops
-  cfg = dict(shared_prompt=True, loss=SimpleNamespace(kl_coef=0.1), minibatches=2, partial=0, critic=None)
+  cfg = dict(shared_prompt=True, loss=SimpleNamespace(kl_coef=0.1), minibatches=2, partial=0, ahead=0, critic=None)
   learnt = lambda policy=True, **changes: ledger.learnt(SimpleNamespace(**cfg | changes), MODEL, PARTS[0], 1.0, policy)
   assert (learnt().flops, learnt().train) == (5 * one, 8 + 11)                  # reference, old, three of the update
   for less in (dict(minibatches=1), dict(loss=SimpleNamespace(kl_coef=0)), dict(partial=1)):
