@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, experiment
 
+from r1jax import config as configs
 from r1jax import pipeline
 from r1jax.cli import main as cli
 
@@ -91,6 +92,17 @@ def test_a_section_that_the_experiment_leaves_out_can_be_overridden():
   assert "rewards" not in config      # nothing else is added: the folders of older runs know this config
   with pytest.raises(ValueError, match=r"tracking.wnadb: the experiment has no such key; did you mean wandb"):
     load_config(EXPERIMENT, ["--config.tracking.wnadb=r1"])
+
+
+def test_a_key_that_the_experiment_leaves_to_its_default_can_be_overridden():
+  from r1jax.cli.run import load_config
+  config = load_config(EXPERIMENT, ["--config.reasoning_rl.ahead=1", "--config.reasoning_rl.checkpoint.keep", "3"])
+  rl = configs.freeze(config).sections["reasoning_rl"].cfg
+  assert rl.ahead == 1 and rl.checkpoint.keep == 3 and "in_flight" not in config.reasoning_rl
+  named = load_config(str(ROOT / "experiments" / "r1.py:tiny"), ["--config.zero.partial=0"])
+  assert named.zero.partial == 0
+  with pytest.raises(ValueError, match=r"reasoning_rl.ahaed: the experiment has no such key"):
+    load_config(EXPERIMENT, ["--config.reasoning_rl.ahaed=1"])
 
 
 def test_eval_held_out(workdir, capsys):

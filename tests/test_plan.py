@@ -215,6 +215,15 @@ def test_the_command_plans_an_experiment(capsys, tmp_path):
   assert plan["dollars"] == pytest.approx(3 * plan["device_hours"]) and plan["stages"][1]["tokens"] == 120 * 256 * 20
 
 
+def test_the_command_asks_the_compiler_about_a_layout(capsys):
+  parity = str(EXPERIMENTS / "r1_zero_parity.py")
+  assert cli.main(["plan", "--config", parity, "--devices", "4", "--hardware", "h100", "--compile", "cpu", "--layout",
+                   "fsdp=2,tensor=2", "--decode-layout", "data=4", "--config.model.remat=layer"]) == 0
+  out = capsys.readouterr().out
+  assert "compiled, update: fsdp 2 x tensor 2, 4,096 tokens a row: " in out and "compiled, decode: data 4, " in out
+  assert out.count("GB by formulas; compiled in") == 2
+
+
 @pytest.mark.slow
 def test_the_whole_recipe_can_be_planned_without_its_data(capsys):
   assert cli.main(["plan", "--config", f"{EXPERIMENTS / 'r1.py'}", "--devices", "512", "--hardware", "h800"]) == 0
@@ -227,7 +236,10 @@ def test_the_whole_recipe_can_be_planned_without_its_data(capsys):
   (["--config", "missing.py"], "missing.py: no such file"),
   (["--config", str(EXPERIMENTS / "r1_zero_parity.py"), "--hardware", "h900"], "hardware 'h900' is none of"),
   (["--config", str(EXPERIMENTS / "r1_zero_parity.py"), "--devices", "0"], "--devices=0 must be at least 1"),
-  (["--config", str(EXPERIMENTS / "r1_zero_parity.py"), "--schedules"], "--schedules goes with --preset r1")])
+  (["--config", str(EXPERIMENTS / "r1_zero_parity.py"), "--schedules"], "--schedules goes with --preset r1"),
+  (["--config", "x.py", "--layout", "fsdp=2"], "--layout and --decode-layout go with --compile"),
+  (["--config", "x.py", "--compile", "cpu", "--layout", "rows=2"], "rows=2 is no AXIS=N of a layout; axes are tensor"),
+  (["--config", "x.py", "--compile", "cpu", "--layout", "fsdp=2"], "has 2 devices, not --devices=512")])
 def test_what_a_caller_gets_wrong_is_one_line(argv, why, capsys):
   assert cli.main(["plan", *argv]) == 2
   error = capsys.readouterr().err

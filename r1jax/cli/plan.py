@@ -34,6 +34,9 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--compile", default="", metavar="TARGET",
                       help="asks XLA for the bytes of the update and the decode step: cpu (simulated devices), or a\n"
                            "TPU topology such as v5p:8x8x8 (needs libtpu). Takes minutes, and gigabytes of memory")
+  parser.add_argument("--layout", default="", metavar="AXIS=N,...",
+                      help="with --compile: the update's layout in place of the best one, such as fsdp=64,tensor=8")
+  parser.add_argument("--decode-layout", default="", metavar="AXIS=N,...", help="the decode step's, such as expert=64")
   parser.add_argument("--json", type=Path, metavar="FILE", help="writes all numbers there, too")
   args, rest = parser.parse_known_args(argv)
   if args.devices < 1 or args.price < 0 or min(args.mean_length, args.prompt_length, args.vocab) < 0:
@@ -42,12 +45,16 @@ def main(argv: list[str]) -> int:
     raise ValueError(f"--preset r1 takes no {rest[0] if rest else '--compile beside --schedules'}")
   if args.schedules and not args.preset:
     raise ValueError("--schedules goes with --preset r1")
+  if (args.layout or args.decode_layout) and not args.compile:
+    raise ValueError("--layout and --decode-layout go with --compile")
+  layouts = {what: _layout(text, args.devices) for what, text in
+             (("update", args.layout), ("decode", args.decode_layout)) if text}
 
   from r1jax.plan import show
   from r1jax.plan.assumptions import assume
   numbers, sources = assume(args.assume)
   site, bills, lines = (_preset if args.preset else _experiment)(args, rest, numbers, sources)
-  given = _compiled(args, site, bills) if args.compile else {}
+  given = _compiled(args, site, bills, layouts) if args.compile else {}
   for bill in bills:
     for line in show.stage_text(bill, site, args.price, given.get(bill.name)):
       print(line)
@@ -138,7 +145,19 @@ def _preset(args, rest, numbers, sources):
   return site, bills, lines
 
 
-def _compiled(args, site, bills) -> dict[str, dict[str, float]]:
+def _compiled(args, site, bills, layouts) -> dict[str, dict[str, float]]:
   """Bytes by XLA of the first RL stage's update and decode step, on the layouts that the mesh can express."""
   from r1jax.plan import compare
-  return {b.name: compare.by_compiler(site, b, args.compile) for b in bills if b.rollout and b.tried}
+  return {b.name: compare.by_compiler(site, b, args.compile, layouts=layouts) for b in bills if b.rollout and b.tried}
+
+
+def _layout(text: str, devices: int):
+  """`fsdp=64,tensor=8` -> Layout. ValueError for what is no axis, or no layout of so many devices."""
+  from r1jax.plan.layout import AXES, Layout
+  sizes = dict(part.partition("=")[::2] for part in text.split(","))
+  if wrong := [f"{axis}={size}" for axis, size in sizes.items() if axis not in AXES or not size.isdigit()]:
+    raise ValueError(f"{wrong[0]} is no AXIS=N of a layout; axes are {', '.join(AXES)}")
+  layout = Layout(**{axis: int(size) for axis, size in sizes.items()})
+  if layout.devices != devices:
+    raise ValueError(f"layout {layout} has {layout.devices} devices, not --devices={devices}")
+  return layout

@@ -9,6 +9,7 @@ import difflib
 import functools
 import io
 import sys
+import typing
 from pathlib import Path
 
 from absl import flags
@@ -85,7 +86,7 @@ def load_config(file: str, overrides: list[str]):
   if not Path(path).is_file():
     raise FileNotFoundError(f"--config: {path}: no such file")
   config = _parse([f"--config={file}"], config_flags.DEFINE_config_file)
-  _fill(config, overrides)
+  _fill(config, [flag for flag in overrides if flag.startswith("--config.")])
   for i, flag in enumerate(overrides):
     if flag.startswith("--config."):
       _check_key(config, flag.removeprefix("--config.").partition("=")[0])
@@ -95,14 +96,25 @@ def load_config(file: str, overrides: list[str]):
 
 
 def _fill(config, overrides: list[str]) -> None:
-  """A section that an experiment leaves to its defaults, ledger or tracking, is there for a flag to change."""
-  named = {flag.removeprefix("--config.").partition(".")[0] for flag in overrides if flag.count(".") > 1}
-  if named - set(config):
-    from r1jax.config import RunConfig
-    for field in dataclasses.fields(RunConfig):
-      if field.name in named - set(config) and dataclasses.is_dataclass(field.default_factory):
-        with config.unlocked():
-          config[field.name] = dataclasses.asdict(field.default_factory())
+  """What an experiment leaves to its defaults is there for a flag to change: --config.reasoning_rl.ahead=1."""
+  from r1jax.config import STAGES, RunConfig
+  for flag in overrides:
+    at, kind = config, RunConfig
+    for part in flag.partition("=")[0].removeprefix("--config.").split("."):
+      fields = {f.name: f for f in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
+      field, stage = fields.get(part), at.get(part) if kind is RunConfig and part not in fields else None
+      if field and part not in at and (default := _default(field)) is not dataclasses.MISSING:
+        with at.unlocked():
+          at[part] = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default
+      if not isinstance(at.get(part), ConfigDict):
+        break
+      at = at[part]
+      kind = (STAGES.get(at.get("stage", part)) if stage is not None else
+              typing.get_type_hints(kind).get(part) if field else None)
+
+
+def _default(field):
+  return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _parse(argv: list[str], define):

@@ -14,16 +14,21 @@ from r1jax.plan.compiled import Case
 from r1jax.plan.layout import Layout
 from r1jax.plan.phases import Site
 
+GROUP = dict(update=2, decode=16)      # answers to a prompt
 
-def by_compiler(site: Site, bill: Bill, target: str, tokens: int = 4096) -> dict[str, dict | str]:
+
+def by_compiler(site: Site, bill: Bill, target: str, tokens: int = 4096,
+                layouts: dict[str, Layout] | None = None) -> dict[str, dict | str]:
   """{update, decode: {layout, compiler's and formulas' bytes}, or why there is none}, of a stage with rollouts.
 
-  tokens: of a row; an update of the paper's longest rows would be another program for each length.
+  tokens: of a row; an update of the paper's longest rows would be another program for each length. layouts: in place
+  of those that the plan found best, by the same names.
   """
   out: dict[str, dict | str] = {}
-  for what, layout in (("update", bill.tried[0].layout), ("decode", bill.rollout.layout)):
+  best = dict(update=bill.tried[0].layout, decode=bill.rollout.layout)
+  for what, layout in (best | (layouts or {})).items():
     try:
-      out[what] = one(site, layout, what, target, tokens)
+      out[what] = one(site, layout, what, target, tokens, group=GROUP[what])
     except (NotImplementedError, RuntimeError) as error:
       out[what] = str(error)
   return out
@@ -34,14 +39,15 @@ def one(site: Site, layout: Layout, what: str, target: str, tokens: int = 4096, 
   """One program on all devices of a layout, and the formulas' number for the same.
 
   `per` prompts with `group` answers each to every group of devices that shares rows; half of `tokens` are the prompt,
-  the others the answers'.
+  the others the answers' in an update, and each answer's columns in a decode step.
   """
   optimizer = optimizer or OptimizerConfig(3e-6, state_dtype="bfloat16")
   half = tokens // 2
-  case = Case(what, site.cfg, layout, prompts=layout.rows * per, group=group, prompt=half, answer=half // group,
+  case = Case(what, site.cfg, layout, prompts=layout.rows * per, group=group, prompt=half,
+              answer=half // group if what == "update" else half,
               optimizer=optimizer, target=target)
   found = compiled.measure(case)
-  return found | dict(layout=str(layout), formulas=memory.total(predicted(case)))
+  return found | dict(layout=str(layout), tokens=tokens, formulas=memory.total(predicted(case)))
 
 
 def predicted(case: Case) -> dict[str, float]:
@@ -55,10 +61,5 @@ def predicted(case: Case) -> dict[str, float]:
 
 def summary(found: dict[str, float]) -> str:
   """One line for a person."""
-  return (f"{found['peak'] / 1e9:.3g} GB a device by the compiler, {found['formulas'] / 1e9:.3g} GB by formulas;"
-          f" compiled in {found['compile_seconds']:.0f} s and {found['host_bytes'] / 2**30:.1f} GiB of this host")
-
-
-def bytes_of(found: dict[str, dict | str]) -> dict[str, float]:
-  return {what: one["peak"] for what, one in found.items() if isinstance(one, dict)}
-
+  return (f"{found['tokens']:,} tokens a row: {found['peak'] / 1e9:.3g} GB a device by the compiler,"
+          f" {found['formulas'] / 1e9:.3g} GB by formulas; compiled in {found['compile_seconds']:.0f} s and {found['host_bytes'] / 2**30:.1f} GiB of this host")

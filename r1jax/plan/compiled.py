@@ -45,6 +45,7 @@ class Case:
       raise ValueError(f"what={self.what!r} is none of {WHAT}")
 
 
+@functools.cache
 def measure(case: Case, timeout: float | None = None) -> dict[str, float]:
   """Bytes on one device: arguments, outputs, aliased, temporary, peak; seconds and host's bytes of compiling.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from r1jax.plan import memory
+from r1jax.plan import compare, memory
 from r1jax.plan.bill import Bill
 from r1jax.plan.phases import Phase, Site
 
@@ -37,8 +37,7 @@ def table(rows: list[tuple[str, ...]]) -> Iterator[str]:
       zip(row, wide, strict=False))).rstrip()
 
 
-def memory_rows(held: dict[str, float], site: Site, given: float = 0.0) -> Iterator[tuple[str, ...]]:
-  """given: what a compiler counted, 0 for none."""
+def memory_rows(held: dict[str, float], site: Site) -> Iterator[tuple[str, ...]]:
   for name in memory.PARTS:
     if held[name]:
       yield f"  {name}", big(held[name], "B")
@@ -46,8 +45,6 @@ def memory_rows(held: dict[str, float], site: Site, given: float = 0.0) -> Itera
   fits = total <= site.hardware.memory * site.numbers.cache
   yield "  in all, by formulas", big(total, "B"), (
     f"{'fits' if fits else 'does NOT fit'} {site.numbers.cache:.0%} of {big(site.hardware.memory, 'B')}")
-  if given:
-    yield "  in all, by the compiler", big(given, "B"), f"{given / total - 1:+.0%}"
 
 
 def phase_rows(bill: Bill, site: Site) -> Iterator[tuple[str, ...]]:
@@ -79,9 +76,8 @@ def layout_rows(bill: Bill, site: Site, count: int = 6) -> Iterator[tuple[str, .
            "" if t.fits else "does not fit")
 
 
-def stage_text(bill: Bill, site: Site, price: float, given: dict[str, float] | None = None) -> Iterator[str]:
-  """A stage: layouts, memory, phases. given: a compiler's bytes of update and decode, where it was asked."""
-  given = given or {}
+def stage_text(bill: Bill, site: Site, price: float, given: dict[str, dict | str] | None = None) -> Iterator[str]:
+  """A stage: layouts, memory, phases. given: what a compiler said (compare.by_compiler), where it was asked."""
   peak = site.hardware.peak(site.cfg.dtype)
   yield (f"{bill.name}: {bill.hours:,.0f} device-hours, ${bill.hours * price:,.0f}, {seconds(bill.seconds)} on"
          f" {bill.devices} devices, {big(bill.tokens)} tokens, {bill.mfu(peak):.2%} of peak")
@@ -89,15 +85,15 @@ def stage_text(bill: Bill, site: Site, price: float, given: dict[str, float] | N
     yield f"  {bill.note}"
   if bill.tried:
     yield from table(list(layout_rows(bill, site)))
-    yield from table([("memory of an update, on the best", "")] + list(memory_rows(
-      bill.tried[0].memory, site, given.get("update", 0.0))))
+    yield from table([("memory of an update, on the best", "")] + list(memory_rows(bill.tried[0].memory, site)))
   if bill.rollout:
     r = bill.rollout
-    yield from table([(f"memory of sampling, on replicas of {r.layout}", "")] + list(memory_rows(
-      r.memory, site, given.get("decode", 0.0))))
+    yield from table([(f"memory of sampling, on replicas of {r.layout}", "")] + list(memory_rows(r.memory, site)))
     yield (f"  its last rollout: {seconds(r.trace.seconds)}, occupancy {r.trace.occupancy:.0%}, fewer than half of the"
            f" rows at work in {r.trace.tail_share:.0%} of it" + (f", {r.stale:.0%} of tokens by an earlier policy"
                                                                  if r.stale else ""))
+  for what, said in (given or {}).items():
+    yield f"  compiled, {what}: " + (said if isinstance(said, str) else f"{said['layout']}, {compare.summary(said)}")
   yield from table(list(phase_rows(bill, site)))
   yield ""
 
