@@ -62,4 +62,5 @@ def predicted(case: Case) -> dict[str, float]:
 def summary(found: dict[str, float]) -> str:
   """One line for a person."""
   return (f"{found['tokens']:,} tokens a row: {found['peak'] / 1e9:.3g} GB a device by the compiler,"
-          f" {found['formulas'] / 1e9:.3g} GB by formulas; compiled in {found['compile_seconds']:.0f} s and {found['host_bytes'] / 2**30:.1f} GiB of this host")
+          f" {found['formulas'] / 1e9:.3g} GB by formulas; compiled in {found['compile_seconds']:.0f} s and"
+          f" {found['host_bytes'] / 2**30:.1f} GiB of this host")
