@@ -28,6 +28,7 @@ class Rollout:
   trace: tail.Trace
   memory: dict[str, float]
   stale: float = 0.0             # share of tokens that an earlier policy drew
+  slots: int = 0                 # rows that run at one time, on all devices
 
   @property
   def seconds(self) -> float:
@@ -56,14 +57,14 @@ def held(site: Site, layout: Layout, stage: RL, part: Part, schedule: Schedule, 
 
 
 def fitted(site: Site, layout: Layout, stage: RL, part: Part, schedule: Schedule, devices: int) -> Schedule:
-  """A paged schedule with no more rows at one time than memory holds; the others wait for their turn."""
+  """The schedule with no more rows at one time than memory holds; the others wait for their turn (sampling.slots)."""
   way = lambda slots: dataclasses.replace(schedule, slots=slots)
   size = lambda slots: memory.total(held(site, layout, stage, part, way(slots), devices))
   slots, least = rows_at_once(stage, schedule), devices // layout.devices * layout.expert
   space = site.hardware.memory * site.numbers.cache
-  while schedule.paged and size(slots) > space and slots * 0.9 >= least:
+  while size(slots) > space and slots * 0.9 >= least:
     slots = round(0.9 * slots)
-  return way(slots)
+  return way(slots) if slots < rows_at_once(stage, schedule) or schedule.paged else schedule
 
 
 def rows_at_once(stage: RL, schedule: Schedule) -> int:
@@ -110,7 +111,8 @@ def simulate(site: Site, layout: Layout, stage: RL, part: Part, schedule: Schedu
   work = costs.decode(site.cfg, np.full(stage.questions, round(stage.prompt)), drawn(site, stage, part))
   decode = Phase("decode", trace.seconds, flops, work.bytes / devices, sent, dict(
     tail=trace.few_seconds, rest=trace.seconds - trace.few_seconds))
-  return Rollout(layout, made, decode, trace, held(site, layout, stage, part, schedule, devices), stale)
+  return Rollout(layout, made, decode, trace, held(site, layout, stage, part, schedule, devices), stale,
+                 slots)
 
 
 def _steady(site: Site, stage: RL, part: Part, schedule: Schedule, go, rollouts: int = 8, last: int = 6):

@@ -89,9 +89,9 @@ def stage_text(bill: Bill, site: Site, price: float, given: dict[str, dict | str
   if bill.rollout:
     r = bill.rollout
     yield from table([(f"memory of sampling, on replicas of {r.layout}", "")] + list(memory_rows(r.memory, site)))
-    yield (f"  its last rollout: {seconds(r.trace.seconds)}, occupancy {r.trace.occupancy:.0%}, fewer than half of the"
-           f" rows at work in {r.trace.tail_share:.0%} of it" + (f", {r.stale:.0%} of tokens by an earlier policy"
-                                                                 if r.stale else ""))
+    stale = f", {r.stale:.0%} of tokens by an earlier policy" if r.stale else ""
+    yield (f"  its last rollout, {r.slots:,} rows at one time: {seconds(r.trace.seconds)}, occupancy"
+           f" {r.trace.occupancy:.0%}, fewer than half of the rows at work in {r.trace.tail_share:.0%} of it{stale}")
   for what, said in (given or {}).items():
     yield f"  compiled, {what}: " + (said if isinstance(said, str) else f"{said['layout']}, {compare.summary(said)}")
   yield from table(list(phase_rows(bill, site)))
