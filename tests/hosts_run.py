@@ -50,4 +50,10 @@ def get_config(arg=None):
     sampling=dict(max_tokens=8), loss=dict(), optimizer=dict(lr=1e-3), reference_refresh=4, eval_every=0,
     checkpoint=dict(every=1, keep=2))
   c.eval = dict(samples=0)
+  if arg == "more":      # experts, a critic, slots, questions sampled again where a group agrees
+    c.model = dict(dim=16, layers=2, dense_layers=1, heads=2, kv_heads=1, ffn=32, moe=dict(experts=4, top_k=2, ffn=16))
+    c.pretrain.steps = 4
+    c.reasoning_rl.update(rollouts=3, reference_refresh=0, dynamic_sampling=2, critic=dict(optimizer=dict(lr=1e-3)))
+    c.reasoning_rl.sampling.slots = 8
+    c.reasoning_rl.loss = dict(advantage="gae", gae_lambda=0.95)
   return c

@@ -32,11 +32,11 @@ def start(workdir: Path, processes: int, *more: str, devices: int = 1) -> list[s
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]
-  (workdir.parent / "log").mkdir(exist_ok=True)
+  (workdir.parent / "log").mkdir(parents=True, exist_ok=True)
   env = os.environ | dict(JAX_PLATFORMS="cpu", HOSTS_LOG=str(workdir.parent / "log"), OMP_NUM_THREADS="1",
                           XLA_FLAGS=f"--xla_force_host_platform_device_count={devices} {FAST}")
   command = [sys.executable, "-m", "r1jax.cli.main", "run", "--config", str(HERE / "hosts_run.py"), "--workdir",
-             str(workdir), "--quiet", *more]
+             str(workdir), "--quiet", *more]       # of two --config, the last counts
   if processes > 1:
     command += ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes), "--heartbeat", "10"]
   return [subprocess.Popen(command + (["--process", str(i)] if processes > 1 else []), env=env, cwd=HERE.parent,
@@ -214,6 +214,16 @@ def test_four_processes_of_which_one_is_killed_then_two_do_the_run_of_one(alone,
     assert max(sizes) <= 2 * min(sizes)
   written = {f.parts[-3] for f in (workdir / "reasoning_rl/checkpoints/8").rglob("d/*")}
   assert {"ocdbt.process_0", "ocdbt.process_1"} <= written
+
+
+@pytest.mark.slow
+def test_experts_a_critic_slots_and_dynamic_sampling_are_divided_too(tmp_path):
+  more = ("--config", f"{HERE / 'hosts_run.py'}:more")
+  for processes in (1, 2):
+    succeed(tmp_path / f"{processes}" / "run", processes, *more)
+  one, two = (numbers(tmp_path / f"{processes}" / "run") for processes in (1, 2))
+  assert_close(two, one)
+  assert {"critic/loss", "sampled_rounds", "router_dropped"} <= one["reasoning_rl"][0].keys()
 
 
 @pytest.mark.slow

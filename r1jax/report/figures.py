@@ -39,6 +39,7 @@ CHARTS = (   # title, metrics, what is drawn; what no line names is drawn after 
   ("Throughput", ("tokens_per_s", "sampler/decode_tokens_per_s"), "tokens a second, of all and of sampling alone"),
   ("The sampler's rows", ("sampler/occupancy", "sampler/tail_share", "sampler/acceptance", "stale_token_share"),
    "shares: at work, of time with fewer than half at work, of guesses that were right, of tokens drawn before"),
+  ("Staleness", ("staleness",), "rollouts that the policy which drew the answers was behind, a mean over decode steps"),
   ("Model FLOPs utilisation", ("ledger/mfu",), "share of what the devices could do"),
   ("Device time", ("ledger/device_seconds", "ledger/device_seconds/*"), "seconds since the row before, by phase"),
   ("FLOPs", ("ledger/flops", "ledger/flops/*"), "since the row before, by phase"),
