@@ -30,12 +30,13 @@ class Closed(Exception):
   """The run has ended: what is being sampled will not be used."""
 
 
-def check(cfg, mesh) -> None:
-  """NotImplementedError where rollouts cannot be drawn ahead. cfg: the stage's RLConfig; mesh: the trainer's."""
+def check(cfg) -> None:
+  """NotImplementedError where rollouts cannot be drawn ahead, on the mesh in use. cfg: the stage's RLConfig."""
   if hosts.count() > 1:
     raise NotImplementedError(f"reasoning_rl.ahead={cfg.ahead} in {hosts.count()} processes: their threads would have"
                               " to agree on an order")
-  if mesh is not None and not mesh.empty and mesh.size > 1 and not sharding.apart():
+  mesh = jax.sharding.get_mesh()
+  if mesh.size > 1 and not sharding.apart():
     raise NotImplementedError(f"reasoning_rl.ahead={cfg.ahead} on the trainer's own {mesh.size} devices, whose"
                               " collectives would meet those of sampling: give some to sampling by rollout_devices")
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import weights
+from tiny import Once, weights
 
 from r1jax import loop, partial, rollout
 from r1jax.grpo import LossConfig
@@ -97,17 +97,6 @@ def test_a_question_that_a_rollout_asks_twice_keeps_its_own_random_numbers():
     drawn, carry, _ = partial.draw(CFG, twice, lesson(ask), weights(MODEL), carry, model=MODEL, seed=0, unit=unit)
     answers = drawn.scored.rollouts.answers
     assert all(tuple(map(tuple, answers[i:i + 4])) in whole for i in range(0, len(answers), 4))
-
-
-class Once(loop.Stop):
-  """Asks to stop after so many units."""
-  def __init__(self, units):
-    self.left = units
-
-  @property
-  def asked(self):
-    self.left -= 1
-    return self.left < 0
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""Weights of a tiny model for the tests, drawn by numpy: compiling jax.random for each shape takes many seconds."""
+"""Weights of a tiny model for the tests, and a stop after some units.
+
+The weights are drawn by numpy: compiling jax.random for each shape takes many seconds.
+"""
 
 import functools
 
@@ -6,8 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import train
+from r1jax import loop, train
 from r1jax.models import param, transformer
+
+
+class Once(loop.Stop):
+  """Asks to stop after so many units."""
+  def __init__(self, units):
+    self.left = units
+
+  @property
+  def asked(self):
+    self.left -= 1
+    return self.left < 0
 
 
 @functools.cache

@@ -102,15 +102,16 @@ def _fill(config, overrides: list[str]) -> None:
     at, kind = config, RunConfig
     for part in flag.partition("=")[0].removeprefix("--config.").split("."):
       fields = {f.name: f for f in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
-      field, stage = fields.get(part), at.get(part) if kind is RunConfig and part not in fields else None
-      if field and part not in at and (default := _default(field)) is not dataclasses.MISSING:
+      if part in fields and part not in at and (default := _default(fields[part])) is not dataclasses.MISSING:
         with at.unlocked():
           at[part] = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default
       if not isinstance(at.get(part), ConfigDict):
         break
       at = at[part]
-      kind = (STAGES.get(at.get("stage", part)) if stage is not None else
-              typing.get_type_hints(kind).get(part) if field else None)
+      if part in fields:
+        kind = typing.get_type_hints(kind)[part]
+      else:
+        kind = STAGES.get(at.get("stage", part)) if kind is RunConfig else None
 
 
 def _default(field):

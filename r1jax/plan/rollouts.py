@@ -64,7 +64,7 @@ def fitted(site: Site, layout: Layout, stage: RL, part: Part, schedule: Schedule
   space = site.hardware.memory * site.numbers.cache
   while size(slots) > space and slots * 0.9 >= least:
     slots = round(0.9 * slots)
-  return way(slots) if slots < rows_at_once(stage, schedule) or schedule.paged else schedule
+  return way(slots)
 
 
 def rows_at_once(stage: RL, schedule: Schedule) -> int:

@@ -77,7 +77,7 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
     raise NotImplementedError(f"reasoning_rl.partial={cfg.partial} in {hosts.count()} processes: which answers go on"
                               " would depend on how fast each process is")
   if cfg.ahead:
-    ahead_.check(cfg, jax.sharding.get_mesh())
+    ahead_.check(cfg)
   if cfg.offload != "none":
     offload.check(f"reasoning_rl.offload={cfg.offload}")
   updates = (cfg.rollouts - (cfg.critic.warmup if cfg.critic else 0)) * cfg.minibatches
