@@ -71,6 +71,7 @@ def stream(params, model, tokenizer, prompt: list[int], cfg, seed: int, sample: 
   most = room.most(cfg)
   columns = room.bucket(1, most)
   state = sampler.start(params, prompt_BP, jnp.asarray([len(prompt)], jnp.int32), keys, columns=columns, **static)
+  params = sampler.for_steps(params, model)
   text, given, stops = tokenizer.stream(), 0, stop_at(tokenizer, cfg.stop)
   complete, stopped = stops() if stops else lambda token: False, False
   while True:
