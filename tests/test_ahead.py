@@ -170,6 +170,7 @@ def test_devices_apart_must_leave_some():
       pass
 
 
+@pytest.mark.slow
 def test_devices_apart_give_what_one_device_gives():
   flags = dict(XLA_FLAGS="--xla_force_host_platform_device_count=6 --xla_backend_optimization_level=0"
                          " --xla_llvm_disable_expensive_passes=true", JAX_PLATFORMS="cpu")

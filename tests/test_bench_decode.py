@@ -12,6 +12,7 @@ from r1jax.models.transformer import ModelConfig
 MODEL = ModelConfig(vocab=40, dim=16, layers=2, heads=2, kv_heads=1, ffn=24)
 
 
+@pytest.mark.slow
 def test_it_measures_each_part_in_both_precisions():
   result = decode.measure(1, peer=False, model=MODEL, rows=2, prompt=3, answer=4, longest=10)
   for dtype in decode.DTYPES:

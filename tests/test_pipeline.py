@@ -48,6 +48,7 @@ def run(c, workdir, monkeypatch):
 PROGRESS = lambda plain=metrics.progress: plain(None)
 
 
+@pytest.mark.slow
 def test_finished_stages_are_skipped_and_a_change_is_carried_downstream_with_its_reason(tmp_path, monkeypatch):
   c = small()
   first, said = run(c, tmp_path, monkeypatch)

@@ -148,6 +148,7 @@ def test_value_loss_by_hand_flat_where_a_clipped_value_is_worse():
   np.testing.assert_allclose(at(0.5, 0.0), 0.125)
 
 
+@pytest.mark.slow      # learns: how far depends on rounding
 def test_the_critic_learns_the_returns_of_a_batch():
   cfg = dataclasses.replace(CFG, loss=LossConfig(advantage="gae", kl_coef=0.0), critic=CriticConfig(
     OptimizerConfig(lr=3e-2), clip=0.0))

@@ -66,6 +66,7 @@ def test_eval_runs_the_programs_of_an_mbpp_file(released, tmp_path, capsys):
   assert scoring["rewards"]["accuracy"](problems[0], program).verdict == "correct"
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_released_weights_and_exports_its_own(released, problems, tmp_path, capsys):
   c = experiment("r1_zero_gsm8k", f"tiny,start={released}")
   c.data.train = c.data.test = str(problems)
