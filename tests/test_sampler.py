@@ -196,16 +196,16 @@ def test_the_loop_stops_when_all_have_ended():
   assert state.ended_N.all() and state.count["steps"] == state.length_N.max() - 1 < 499   # the last token is not run
 
 
-@pytest.mark.parametrize("steps", [1, 4])
-def test_advancing_in_parts_is_advancing_in_one_go(steps):
+@pytest.mark.parametrize("steps, prepare", [(1, sampler.for_steps), (4, lambda params, model: params)])
+def test_advancing_in_parts_is_advancing_in_one_go(steps, prepare):
   rows, G, cfg = prompts(5, 1, 8), 2, SampleConfig(9)
   static = dict(model=MODEL, cfg=cfg, end_id=END)
   key_N = sampler.sample_keys(0, 0, jnp.arange(3), jnp.arange(G))
   state = sampler.start(weights(MODEL), train.pad_rows(rows, 8, 0), jnp.array([5, 1, 8]), key_N, **static)
-  calls = 0
+  calls, params = 0, prepare(weights(MODEL), MODEL)
   while not state.done_N.all():
     before = int(state.count["steps"])
-    state = sampler.advance(weights(MODEL), state, steps, **static)
+    state = sampler.advance(params, state, steps, **static)
     assert before < state.count["steps"] <= before + steps
     calls += 1
   assert calls > 1
