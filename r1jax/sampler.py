@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import drafts, drawing, room, sharding
+from r1jax import drafts, drawing, room
 from r1jax.drawing import SampleConfig, ends
 from r1jax.models import rope, transformer
 from r1jax.models.attention import DecodeCache
@@ -208,15 +208,8 @@ def step(params, model: ModelConfig, cfg: SampleConfig, end_id, turned: rope.Tab
     count={k: state.count[k] + add[k] for k in COUNTS}, **more)
 
 
-def for_steps(params, model: ModelConfig):
-  """The parameters as `advance` runs them, made once: of one step each, a call takes half of the time (1 row, CPU).
-
-  On a mesh they stay as they are: a copy of a layer's weights is to lie where the step's program wants it.
-  """
-  return params if sharding.split_mesh() else _unstacked(params, cfg=model)
-
-
-_unstacked = jax.jit(transformer.unstacked, static_argnames="cfg")
+# the parameters as `advance` runs them, made once for many calls: one of a single step then takes half (1 row, CPU)
+for_steps = jax.jit(transformer.unstacked, static_argnames="cfg")
 
 
 @functools.partial(jax.jit, static_argnames=("model", "cfg", "end_id"), donate_argnames="state")
