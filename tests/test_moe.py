@@ -186,6 +186,7 @@ def test_an_update_leaves_the_selection_bias_alone_and_moves_the_rest():
     assert bool((np.asarray(new) == np.asarray(old)).all()) == still, name
 
 
+@pytest.mark.slow
 def test_mtp_learns_the_token_after_next():
   """A sequence whose token t + 2 follows from token t + 1: the second loss falls; it looks at nothing later."""
   model = dataclasses.replace(with_moe(dispatch="dense"), vocab=11, mtp=1, layers=1, dense_layers=0)

@@ -216,6 +216,7 @@ def test_the_command_plans_an_experiment(capsys, tmp_path):
   assert plan["dollars"] == pytest.approx(3 * plan["device_hours"]) and plan["stages"][1]["tokens"] == 120 * 256 * 20
 
 
+@pytest.mark.slow
 def test_the_command_asks_the_compiler_about_a_layout(capsys):
   parity = str(EXPERIMENTS / "r1_zero_parity.py")
   assert cli.main(["plan", "--config", parity, "--devices", "4", "--hardware", "h100", "--compile", "cpu", "--layout",

@@ -59,6 +59,7 @@ def test_second_losses_are_added_by_their_weights():
   assert float(total.value()) == pytest.approx(want, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_micro_batches_and_the_bias_rule():
   """One step: the bias moves by its speed against the loads, the same way whatever the micro-batches."""
   model = with_moe(dispatch="dense")
