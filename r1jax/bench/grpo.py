@@ -49,7 +49,7 @@ class Shape:
 SMALL = ModelConfig(vocab=512, dim=128, layers=4, heads=4, kv_heads=2, ffn=256)
 SHAPES = dict(
   A=Shape(SMALL, 8, 8, 32, 64),
-  B=Shape(ModelConfig(vocab=49_152, dim=576, layers=30, heads=9, kv_heads=3, ffn=1536), 4, 8, 64, 64, parts=4),
+  B=Shape(ModelConfig(vocab=49_152, dim=576, layers=30, heads=9, kv_heads=3, ffn=1536), 4, 8, 64, 64),
   long=Shape(SMALL, 4, 16, 512, 32),
 )
 
