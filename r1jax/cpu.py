@@ -12,6 +12,7 @@ import ctypes
 import functools
 import os
 import sys
+from pathlib import Path
 
 # malloc.h
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
@@ -32,8 +33,17 @@ def keep_memory() -> bool:
   if not all(libc.mallopt(option, value) == 1 for option, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0),
                                                                     (M_TRIM_THRESHOLD, -1))):
     return False
-  _ask_for_huge_pages(libc)
+  if not counts_addresses():
+    _ask_for_huge_pages(libc)
   return True
+
+
+def counts_addresses() -> bool:
+  """Whether the kernel takes addresses for memory (vm.overcommit_memory=2): other processes would lack it."""
+  try:
+    return Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
+  except OSError:
+    return True
 
 
 def _ask_for_huge_pages(libc) -> None:
