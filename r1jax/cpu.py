@@ -33,13 +33,16 @@ def keep_memory() -> bool:
   if not all(libc.mallopt(option, value) == 1 for option, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0),
                                                                     (M_TRIM_THRESHOLD, -1))):
     return False
-  if not counts_addresses():
+  if not counts_addresses():               # where they are, others would lack them
     _ask_for_huge_pages(libc)
   return True
 
 
 def counts_addresses() -> bool:
-  """Whether the kernel takes addresses for memory (vm.overcommit_memory=2): other processes would lack it."""
+  """Whether addresses are counted as memory, for this process (a limit) or for all (vm.overcommit_memory=2)."""
+  import resource  # not on Windows
+  if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+    return True
   try:
     return Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
   except OSError:
@@ -52,9 +55,7 @@ def _ask_for_huge_pages(libc) -> None:
   libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
   libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
   size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-  while size >= HUGE and not (block := libc.malloc(size)):       # a limit of addresses
-    size //= 2
-  if size >= HUGE:
+  if block := libc.malloc(size):
     start, end = -(-block // HUGE) * HUGE, (block + size) // HUGE * HUGE
     libc.madvise(start, end - start, MADV_HUGEPAGE)              # a kernel without them refuses: nothing changes
     libc.free(block)
