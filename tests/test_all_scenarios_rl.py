@@ -6,6 +6,7 @@ import pytest
 
 from r1jax.drawing import SampleConfig
 from r1jax.grpo import LossConfig
+from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
 from r1jax.problem import NOT_ASKED, Score
 from r1jax.rewards import preference, total_reward
@@ -58,12 +59,13 @@ def test_a_prompt_is_paid_by_the_rewards_of_its_scenario():
 
 
 def test_wrong_configs():
+  model = ModelConfig(vocab=TASK.tokenizer.vocab, dim=8, layers=1, heads=2, kv_heads=1, ffn=8)
   for more, message in ((dict(preference_rollouts=7), "preference_rollouts=7"),
                         (dict(shares=dict(general=0.5)), "shares"),
                         (dict(scale="standardised"), "scale='standardised'")):
     with pytest.raises(ValueError, match=message):
       config(**more)
   with pytest.raises(ValueError, match="no scenario poetry; it has reasoning, general, unsafe"):
-    all_scenarios_rl.lesson(config(shares=dict(reasoning=0.5, poetry=0.5)), TASK, 0, JUDGES)
+    all_scenarios_rl.check(config(shares=dict(reasoning=0.5, poetry=0.5)), TASK, model)
   with pytest.raises(ValueError, match="no reward model named harmless; there are helpful"):
     all_scenarios_rl.lesson(config(), TASK, 0, dict(helpful=JUDGES["helpful"]))

@@ -144,6 +144,7 @@ def test_a_wrong_config_is_refused_before_anything_runs(change, message, tmp_pat
   if message is None:        # the task knows, the config alone does not
     with pytest.raises(ValueError, match=r"style|data"):
       pipeline.run(c, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     return
   with pytest.raises(ValueError) as error:
     config.freeze(c)

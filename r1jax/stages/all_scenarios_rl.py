@@ -39,13 +39,21 @@ class AllScenariosConfig:
       raise ValueError(f"all_scenarios_rl.scale={self.scale!r} is neither raw nor sigmoid")
 
 
+def check(cfg: AllScenariosConfig, task: Task, model: ModelConfig) -> None:
+  """As reasoning_rl.check."""
+  reasoning_rl.check(cfg.rl, task, model)
+  if unknown := [name for name in sorted(cfg.shares) if name != REASONING and name not in task.scenarios]:
+    raise ValueError(f"all_scenarios_rl.shares: task {task.name} has no scenario {unknown[0]}; it has"
+                     f" {', '.join([REASONING, *task.scenarios])}")
+  if cfg.rl.partial:
+    raise NotImplementedError(f"all_scenarios_rl.rl.partial={cfg.rl.partial}: an answer under way would be paid by the"
+                              " rewards of another part")
+
+
 def lesson(cfg: AllScenariosConfig, task: Task, seed: int, judges: dict[str, Reward]) -> Lesson:
   """Reasoning first; then the mixture, with the reward models `judges`, by name."""
   plain = reasoning_rl.lesson(cfg.rl, task, seed)
   names = sorted(cfg.shares)
-  if unknown := [name for name in names if name != REASONING and name not in task.scenarios]:
-    raise ValueError(f"all_scenarios_rl.shares: task {task.name} has no scenario {unknown[0]}; it has"
-                     f" {', '.join([REASONING, *task.scenarios])}")
   if missing := sorted(set(cfg.preference) - set(judges)):
     raise ValueError(f"all_scenarios_rl.preference: no reward model named {missing[0]}; there are"
                      f" {', '.join(judges) or 'none'}")
@@ -73,8 +81,6 @@ def first_state(cfg: AllScenariosConfig, params, model: ModelConfig, updates: in
 def run(cfg: AllScenariosConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int,
         judges: dict[str, Reward], **common):
   """Improves the policy `params` on all scenarios. judges: rewards by reward models; common: as reasoning_rl.run."""
-  if cfg.rl.partial:
-    raise NotImplementedError(f"all_scenarios_rl.rl.partial={cfg.rl.partial}: an answer under way would be paid by the"
-                              " rewards of another part")
+  check(cfg, task, model)
   return reasoning_rl.run(cfg.rl, task, folder, params, model=model, seed=seed,
                           asked=lesson(cfg, task, seed, judges), **common)

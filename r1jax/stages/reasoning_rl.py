@@ -50,21 +50,11 @@ class Lesson:
   terms: Callable[[int], dict]                      # unit -> {name: (weight, reward)}
 
 
-def lesson(cfg: RLConfig, task: Task, seed: int) -> Lesson:
-  """The task's own questions, in order, for the rewards of the config."""
-  unknown = sorted(set(cfg.rewards) - set(task.rewards))
-  if unknown:
+def check(cfg: RLConfig, task: Task, model: ModelConfig) -> None:
+  """Refuses what does not go together. A run asks before its first stage: hours may lie between."""
+  if unknown := sorted(set(cfg.rewards) - set(task.rewards)):
     raise ValueError(f"reasoning_rl.rewards: task {task.name} has no {', '.join(unknown)}; it has"
                      f" {', '.join(task.rewards)}")
-  terms = {name: (weight, task.rewards[name]) for name, weight in cfg.rewards.items()}
-  return Lesson(lambda unit, count: [task.problem(i) for i in data.positions(unit, count, task.size, seed)],
-                lambda unit: terms)
-
-
-def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None, console=None,
-        files=None, pool=None, rates: Rates | None = None, asked: Lesson | None = None):
-  """Improves the policy `params` by its own scored answers and returns the new one. asked: None for lesson(...)."""
-  asking = asked or lesson(cfg, task, seed)
   if cfg.dynamic_sampling and task.size is not None and cfg.questions_per_rollout * cfg.dynamic_sampling > task.size:
     raise ValueError(f"reasoning_rl: questions_per_rollout={cfg.questions_per_rollout} x dynamic_sampling="
                      f"{cfg.dynamic_sampling} are more than the task's {task.size} questions")
@@ -76,6 +66,20 @@ def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, 
   if cfg.partial and hosts.count() > 1:
     raise NotImplementedError(f"reasoning_rl.partial={cfg.partial} in {hosts.count()} processes: which answers go on"
                               " would depend on how fast each process is")
+
+
+def lesson(cfg: RLConfig, task: Task, seed: int) -> Lesson:
+  """The task's own questions, in order, for the rewards of the config."""
+  terms = {name: (weight, task.rewards[name]) for name, weight in cfg.rewards.items()}
+  return Lesson(lambda unit, count: [task.problem(i) for i in data.positions(unit, count, task.size, seed)],
+                lambda unit: terms)
+
+
+def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None, console=None,
+        files=None, pool=None, rates: Rates | None = None, asked: Lesson | None = None):
+  """Improves the policy `params` by its own scored answers and returns the new one. asked: None for lesson(...)."""
+  check(cfg, task, model)
+  asking = asked or lesson(cfg, task, seed)
   if cfg.ahead:
     ahead_.check(cfg)
   if cfg.offload != "none":

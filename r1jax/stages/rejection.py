@@ -63,6 +63,18 @@ class RejectionConfig:
                        " 0 and 1")
 
 
+def check(cfg: RejectionConfig, task: Task, model: ModelConfig) -> None:
+  """Refuses what the task does not have. A run asks before its first stage."""
+  del model
+  if cfg.min_language and "language" not in task.rewards:
+    raise ValueError(f"rejection.min_language={cfg.min_language}: task {task.name} has no reward named language; it has"
+                     f" {', '.join(task.rewards)}")
+  if cfg.rewrite and task.rewrite is None:
+    raise ValueError(f"rejection.rewrite=True: task {task.name} rewrites no answers")
+  if cfg.other and task.other is None:
+    raise ValueError(f"rejection.other={cfg.other}: task {task.name} has no such data of its own: give data.other=FILE")
+
+
 def dropped_by(cfg: RejectionConfig, text: str, scores: dict, truncated: bool) -> str:
   """The first filter that an answer does not pass, "" for one that passes all."""
   if truncated:
@@ -95,14 +107,8 @@ def marked(cfg: RejectionConfig, rollouts, parts) -> list[str]:
 def run(cfg: RejectionConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None,
         console=None, files=None, pool=None, rates: Rates | None = None, policy: str = ""):
   """Samples, filters and writes the data; returns the policy unchanged. policy: its name, for the data's provenance."""
+  check(cfg, task, model)
   wanted = [*cfg.rewards, *(["language"] if cfg.min_language else [])]
-  if cfg.min_language and "language" not in task.rewards:
-    raise ValueError(f"rejection.min_language={cfg.min_language}: task {task.name} has no reward named language; it has"
-                     f" {', '.join(task.rewards)}")
-  if cfg.rewrite and task.rewrite is None:
-    raise ValueError(f"rejection.rewrite=True: task {task.name} rewrites no answers")
-  if cfg.other and task.other is None:
-    raise ValueError(f"rejection.other={cfg.other}: task {task.name} has no such data of its own: give data.other=FILE")
   terms = {name: (1.0, task.rewards[name]) for name in wanted if name in task.rewards}
   at_once = min(cfg.prompts_at_once, cfg.problems)
   firsts = range(0, cfg.problems, at_once)
