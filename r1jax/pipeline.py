@@ -49,8 +49,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | 
     raise NotImplementedError(f"rollout_devices={cfg.rollout_devices} in {hosts.count()} processes: each samples its"
                               " share on its own devices")
   for section in cfg.sections.values():
-    if hasattr(stage := policies.STAGES[section.stage], "check"):
-      stage.check(section.cfg, task, configs.with_vocab(cfg, task.tokenizer.vocab, section))
+    if hasattr(stage := policies.STAGES[section.stage], "refuse"):
+      stage.refuse(section.cfg, task, configs.with_vocab(cfg, task.tokenizer.vocab, section))
   hosts.from_main(lambda: (_claim(workdir, config), task.tokenizer.save(workdir / "tokenizer.json")))
   model = configs.with_vocab(cfg, task.tokenizer.vocab)
   with (sharding.use(cfg.mesh, cfg.rollout_mesh, rollout_devices=cfg.rollout_devices) as mesh,

@@ -66,6 +66,6 @@ def test_wrong_configs():
     with pytest.raises(ValueError, match=message):
       config(**more)
   with pytest.raises(ValueError, match="no scenario poetry; it has reasoning, general, unsafe"):
-    all_scenarios_rl.check(config(shares=dict(reasoning=0.5, poetry=0.5)), TASK, model)
+    all_scenarios_rl.refuse(config(shares=dict(reasoning=0.5, poetry=0.5)), TASK, model)
   with pytest.raises(ValueError, match="no reward model named harmless; there are helpful"):
     all_scenarios_rl.lesson(config(), TASK, 0, dict(helpful=JUDGES["helpful"]))

@@ -39,9 +39,9 @@ class AllScenariosConfig:
       raise ValueError(f"all_scenarios_rl.scale={self.scale!r} is neither raw nor sigmoid")
 
 
-def check(cfg: AllScenariosConfig, task: Task, model: ModelConfig) -> None:
-  """As reasoning_rl.check."""
-  reasoning_rl.check(cfg.rl, task, model)
+def refuse(cfg: AllScenariosConfig, task: Task, model: ModelConfig) -> None:
+  """As reasoning_rl.refuse."""
+  reasoning_rl.refuse(cfg.rl, task, model)
   if unknown := [name for name in sorted(cfg.shares) if name != REASONING and name not in task.scenarios]:
     raise ValueError(f"all_scenarios_rl.shares: task {task.name} has no scenario {unknown[0]}; it has"
                      f" {', '.join([REASONING, *task.scenarios])}")
@@ -81,6 +81,6 @@ def first_state(cfg: AllScenariosConfig, params, model: ModelConfig, updates: in
 def run(cfg: AllScenariosConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int,
         judges: dict[str, Reward], **common):
   """Improves the policy `params` on all scenarios. judges: rewards by reward models; common: as reasoning_rl.run."""
-  check(cfg, task, model)
+  refuse(cfg, task, model)
   return reasoning_rl.run(cfg.rl, task, folder, params, model=model, seed=seed,
                           asked=lesson(cfg, task, seed, judges), **common)

@@ -50,7 +50,7 @@ class Lesson:
   terms: Callable[[int], dict]                      # unit -> {name: (weight, reward)}
 
 
-def check(cfg: RLConfig, task: Task, model: ModelConfig) -> None:
+def refuse(cfg: RLConfig, task: Task, model: ModelConfig) -> None:
   """Refuses what does not go together. A run asks before its first stage: hours may lie between."""
   if unknown := sorted(set(cfg.rewards) - set(task.rewards)):
     raise ValueError(f"reasoning_rl.rewards: task {task.name} has no {', '.join(unknown)}; it has"
@@ -78,7 +78,7 @@ def lesson(cfg: RLConfig, task: Task, seed: int) -> Lesson:
 def run(cfg: RLConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None, console=None,
         files=None, pool=None, rates: Rates | None = None, asked: Lesson | None = None):
   """Improves the policy `params` by its own scored answers and returns the new one. asked: None for lesson(...)."""
-  check(cfg, task, model)
+  refuse(cfg, task, model)
   asking = asked or lesson(cfg, task, seed)
   if cfg.ahead:
     ahead_.check(cfg)

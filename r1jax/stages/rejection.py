@@ -63,7 +63,7 @@ class RejectionConfig:
                        " 0 and 1")
 
 
-def check(cfg: RejectionConfig, task: Task, model: ModelConfig) -> None:
+def refuse(cfg: RejectionConfig, task: Task, model: ModelConfig) -> None:
   """Refuses what the task does not have. A run asks before its first stage."""
   del model
   if cfg.min_language and "language" not in task.rewards:
@@ -107,7 +107,7 @@ def marked(cfg: RejectionConfig, rollouts, parts) -> list[str]:
 def run(cfg: RejectionConfig, task: Task, folder: Path, params, *, model: ModelConfig, seed: int, stop=None,
         console=None, files=None, pool=None, rates: Rates | None = None, policy: str = ""):
   """Samples, filters and writes the data; returns the policy unchanged. policy: its name, for the data's provenance."""
-  check(cfg, task, model)
+  refuse(cfg, task, model)
   wanted = [*cfg.rewards, *(["language"] if cfg.min_language else [])]
   terms = {name: (1.0, task.rewards[name]) for name in wanted if name in task.rewards}
   at_once = min(cfg.prompts_at_once, cfg.problems)
