@@ -96,7 +96,6 @@ def eight(*arguments, script="mesh_cases.py"):
   assert done.stdout.strip().endswith("SAME"), done.stdout[-3000:] + done.stderr[-3000:]
 
 
-@pytest.mark.slow
 def test_experts_and_sequences_split_make_the_update_of_one():
   eight("train", "small", "padded", "expert=2,context=2,fsdp=2")
 

@@ -220,7 +220,6 @@ print("SAME")
 """
 
 
-@pytest.mark.slow
 def test_eight_devices_give_what_one_does_without_gathering_the_head_or_all_logits():
   env = os.environ | dict(XLA_FLAGS="--xla_force_host_platform_device_count=8", JAX_PLATFORMS="cpu",
                           PYTHONPATH=str(Path(__file__).parents[1]))
