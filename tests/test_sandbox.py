@@ -97,8 +97,18 @@ def world():
   built.close()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def runner(tmp_path_factory):
+  """A copy of the runner: `ours` then finds what was started here, not what test runs beside this one start."""
+  folder = tmp_path_factory.mktemp("runner") / "sandbox"
+  shutil.copytree(sandbox.RUNNER.parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sandbox, "RUNNER", folder / "runner.py")
+    yield sandbox.RUNNER
+
+
 def ours():
-  """Processes that run the sandbox's runner, or were forked from it."""
+  """Processes that run this file's runner, or were forked from it."""
   found = []
   for path in Path("/proc").glob("[0-9]*/cmdline"):
     try:
@@ -313,9 +323,10 @@ def test_means_that_do_not_work_stop_the_run(monkeypatch, tmp_path):
     sandbox.run(GOOD, [CALL])
 
 
-def test_a_killed_parent_leaves_nothing(tmp_path):
+def test_a_killed_parent_leaves_nothing(runner):
   means_of("all means")
-  script = ("import threading\nfrom r1jax.rewards import sandbox\nsandbox.capabilities()\nprint('go', flush=True)\n"
+  script = ("import pathlib, threading\nfrom r1jax.rewards import sandbox\n"
+            f"sandbox.RUNNER = pathlib.Path({str(runner)!r})\nsandbox.capabilities()\nprint('go', flush=True)\n"
             "for _ in range(2): threading.Thread(target=sandbox.run, args=('import time; time.sleep(50)',"
             " [sandbox.Case(('1',))]), kwargs=dict(limits=sandbox.Limits(wall=50.0))).start()\n")
   parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
