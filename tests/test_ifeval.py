@@ -1,7 +1,9 @@
 """IFEval: its rows, its rules, its two accuracies."""
 
+import importlib.util
 import json
 
+import nltk
 import pytest
 
 from r1jax.evals import formats, ifeval
@@ -9,6 +11,20 @@ from r1jax.rewards import sending
 
 IF = dict(key=1, prompt="Write.", instruction_id_list=["punctuation:no_comma", "length_constraints:number_words"],
           kwargs=[{}, dict(num_words=3, relation="at least", keyword=None)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sentences(tmp_path_factory):
+  """A model of English sentences, in the files that NLTK's own comes in: it knows one abbreviation."""
+  folder = tmp_path_factory.mktemp("nltk")
+  english = folder / "tokenizers" / "punkt_tab" / "english"
+  english.mkdir(parents=True)
+  for name, text in {"abbrev_types.txt": "mr\n", "sent_starters.txt": "", "collocations.tab": "",
+                     "ortho_context.tab": ""}.items():
+    (english / name).write_text(text)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(nltk.data, "path", [str(folder)])
+    yield
 
 
 def write(path, *rows):
@@ -35,14 +51,42 @@ def test_ifeval_counts_all_instructions_and_their_share(tmp_path):
 
 
 def test_ifeval_refuses_what_it_cannot_check_by_name(tmp_path):
-  other = IF | dict(instruction_id_list=["change_case:english_capital", "new:one"], kwargs=[{}, {}])
-  with pytest.raises(NotImplementedError, match=r"1 of 2 prompts .*: change_case:english_capital, new:one"):
+  other = IF | dict(instruction_id_list=["change_case:english_capital", "new:one", "another:one"], kwargs=[{}, {}, {}])
+  with pytest.raises(NotImplementedError, match=r"1 of 2 prompts .*: another:one, new:one"):
     formats.read(write(tmp_path / "a.jsonl", IF, other), "{question}")
   for kwargs, reason in (
       ([{}], "lists of one length"), ([{}, dict(num_words=3)], "takes num_words, relation, got num_words"),
       ([{}, dict(num_words=3, relation="about")], "relation='about' is not less than or at least")):
     with pytest.raises(ValueError, match=reason):
       formats.read(write(tmp_path / "a.jsonl", IF | dict(kwargs=kwargs)), "{question}")
+
+
+def test_what_is_not_installed_is_named_with_its_command(tmp_path, monkeypatch):
+  both = IF | dict(instruction_id_list=["change_case:english_capital", "length_constraints:number_sentences"],
+                   kwargs=[{}, dict(num_sentences=3, relation="at least")])
+  path = write(tmp_path / "a.jsonl", IF, both)
+  assert len(formats.read(path, "{question}").problems) == 2
+  with monkeypatch.context() as patch:
+    patch.setattr(nltk.data, "path", [])
+    with pytest.raises(NotImplementedError, match=r"a.jsonl:2: .*number_sentences needs .*nltk.downloader punkt_tab"):
+      formats.read(path, "{question}")
+  find = importlib.util.find_spec
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "langdetect" else find(name))
+  with pytest.raises(NotImplementedError, match=r"a.jsonl:2: .* needs langdetect: pip install \"r1jax\[ifeval\]\""):
+    formats.read(path, "{question}")
+  assert len(formats.read(write(path, IF), "{question}").problems) == 1            # a file without them needs neither
+
+
+def test_languages_are_those_that_can_be_told(tmp_path):
+  german = IF | dict(instruction_id_list=["language:response_language"], kwargs=[dict(language="de")])
+  path = write(tmp_path / "a.jsonl", german)
+  found = formats.read(path, "{question}")
+  text = "Das ist leider nicht so einfach, sagte sie und ging."
+  assert len({verdict(found, text) for _ in range(20)}) == 1 and verdict(found, text) == "correct"
+  assert verdict(found, "That is not so simple, she said, and left.") == "wrong"
+  german["kwargs"] = [dict(language="German")]
+  with pytest.raises(ValueError, match=r"a.jsonl:1: .*language='German' is none of .*de, .*zh-cn"):
+    formats.read(write(path, german), "{question}")
 
 
 @pytest.mark.parametrize("id, args, good, bad", [
@@ -69,10 +113,23 @@ def test_ifeval_refuses_what_it_cannot_check_by_name(tmp_path):
   ("combination:repeat_prompt", dict(prompt_to_repeat="Say It"), " say it. Yes", "I say it"),
   ("startend:end_checker", dict(end_phrase="The end."), "x. the END.\"", "the end. x"),
   ("startend:quotation", {}, ' "a" ', '"'),
-  ("punctuation:no_comma", {}, "a b", "a, b")])
+  ("punctuation:no_comma", {}, "a b", "a, b"),
+  ("language:response_language", dict(language="fr"), "Je ne sais pas ce que vous voulez dire.", "I do not know that."),
+  ("language:response_language", dict(language="ja"), "これは日本語の文です。", "This is a sentence."),
+  ("language:response_language", dict(language="sw"), "12", "This is a sentence."),      # no language in it: followed
+  ("change_case:english_capital", {}, "THIS IS WHAT SHE SAID.", "THIS IS WHAT SHE SAiD."),
+  ("change_case:english_capital", {}, "WHAT IS IT?", "DAS IST LEIDER NICHT SO EINFACH."),
+  ("change_case:english_lowercase", {}, "this is what she said, in 2 words.", "this is what she Said."),
+  ("change_case:english_lowercase", {}, "what is it?", "das ist leider nicht so einfach."),
+  ("change_case:capital_word_frequency", dict(capital_frequency=2, capital_relation="at least"), "A well-known NASA.",
+   "Well-KNOWN NASA"),
+  ("change_case:capital_word_frequency", dict(capital_frequency=1, capital_relation="less than"), "Nothing", "I, too"),
+  ("length_constraints:number_sentences", dict(num_sentences=2, relation="at least"), "Mr. Smith left. He did!",
+   "Mr. Smith left, he did"),
+  ("length_constraints:number_sentences", dict(num_sentences=2, relation="less than"), "Mr. Smith left", "No. Yes.")])
 def test_an_instruction_by_hand(id, args, good, bad):
   assert ifeval.check(id, good, args) and not ifeval.check(id, bad, args) and not ifeval.check(id, " ", args)
 
 
-def test_every_instruction_of_ifeval_is_checked_or_named():
-  assert len(ifeval.CHECKS) + len(ifeval.LEFT_OUT) == 25 and not set(ifeval.LEFT_OUT) & set(ifeval.CHECKS)
+def test_every_instruction_of_ifeval_is_checked():
+  assert len(ifeval.CHECKS) == 25 and set(ifeval.TOLD_BY) < set(ifeval.CHECKS)

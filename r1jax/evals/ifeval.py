@@ -7,8 +7,8 @@ first line, the last line, both or none, and with or without asterisks.
 
 The rules are those of the benchmark's own program, so that scores can be compared: also that keywords are regular
 expressions, that a bold text is a highlight too, that bullets begin with - or one *.
-Not here, as they depend on the versions of langdetect and NLTK: LEFT_OUT. A file that has one of them is refused with
-its name: the released file of 541 prompts does, a part of it may not.
+Five of the 25 are told by langdetect and NLTK (linguistic.py), as the released file of 541 prompts needs; a file that
+has none of the five does without.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ import re
 from pathlib import Path
 
 from r1jax.data import read_jsonl
+from r1jax.evals import linguistic
 from r1jax.evals.formats import Benchmark, put, text_of
 from r1jax.problem import Problem, Score
 
-LEFT_OUT = ("language:response_language", "length_constraints:number_sentences", "change_case:capital_word_frequency",
-            "change_case:english_capital", "change_case:english_lowercase")
+TOLD_BY = {"language:response_language": "langdetect", "change_case:english_capital": "langdetect",
+           "change_case:english_lowercase": "langdetect", "length_constraints:number_sentences": "nltk",
+           "change_case:capital_word_frequency": "nltk"}
 RELATIONS = ("less than", "at least")
 OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
 
 def load(path: str | Path, template: str) -> Benchmark:
-  """NotImplementedError, with their names, for instructions that cannot be checked here."""
+  """NotImplementedError, with their names, for instructions that are unknown, or that want what is not installed."""
   problems, unknown, without = [], {}, 0
   for number, row in read_jsonl(path):
     prompt, ids, kwargs = text_of(path, number, row, "prompt"), row.get("instruction_id_list"), row.get("kwargs")
@@ -41,6 +43,8 @@ def load(path: str | Path, template: str) -> Benchmark:
       unknown |= dict.fromkeys(strange)
       without += 1
       continue
+    if lacking := linguistic.missing({TOLD_BY[i] for i in ids if i in TOLD_BY}):
+      raise NotImplementedError(f"{path}:{number}: {', '.join(i for i in ids if i in TOLD_BY)} needs {lacking}")
     gold = [dict(id=i, args={name: value for name, value in (k or {}).items() if value is not None})
             for i, k in zip(ids, kwargs, strict=True)]
     for instruction in gold:
@@ -100,6 +104,12 @@ def _loose(text: str) -> list[str]:
   lines = text.split("\n")
   parts = [text, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
   return parts + [part.replace("*", "") for part in parts]
+
+
+def _in_language(text, language):
+  if language not in linguistic.languages():
+    raise ValueError(f"language={language[:80]!r} is none of {', '.join(sorted(linguistic.languages()))}")
+  return linguistic.in_language(text, language)
 
 
 def _compare(count: int, relation: str, wanted: int) -> bool:
@@ -209,4 +219,14 @@ CHECKS = {
     end_phrase.strip().lower()), dict(end_phrase=str)),
   "startend:quotation": (lambda text: len(text.strip()) > 1 and text.strip()[0] == text.strip()[-1] == '"', {}),
   "punctuation:no_comma": (lambda text: "," not in text, {}),
+  "language:response_language": (_in_language, dict(language=str)),
+  "change_case:english_capital": (lambda text: text.isupper() and linguistic.in_language(text, "en"), {}),
+  "change_case:english_lowercase": (lambda text: text.islower() and linguistic.in_language(text, "en"), {}),
+  "change_case:capital_word_frequency": (
+    lambda text, capital_frequency, capital_relation: _compare(linguistic.capital_words(text), capital_relation,
+                                                               capital_frequency),
+    dict(capital_frequency=int, capital_relation="relation")),
+  "length_constraints:number_sentences": (
+    lambda text, num_sentences, relation: _compare(linguistic.sentences(text), relation, num_sentences),
+    dict(num_sentences=int, relation="relation")),
 }
