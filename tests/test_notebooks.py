@@ -28,7 +28,7 @@ def execute(notebook, folder, monkeypatch):
   monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))     # no profile or history of the user's
   monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(folder / "jupyter"))
   (folder / "work").mkdir()
-  NotebookClient(notebook, timeout=300, kernel_manager_class=ThisPython,
+  NotebookClient(notebook, timeout=900, kernel_manager_class=ThisPython,
                  resources={"metadata": {"path": str(folder / "work")}}).execute()
 
 

@@ -209,7 +209,7 @@ def slow_rule(problem, text):
 
 def test_rewards_begin_while_later_questions_are_sampled_and_a_hang_costs_one_answer_only():
   events = []
-  with Workers(2, timeout=0.5) as pool:
+  with Workers(2, timeout=2.0) as pool:
     def judge(part):
       events.append(f"judge {part.problems[0].id}")
       return rollout.judge(part, dict(accuracy=(1.0, slow_rule)), "wrong", pool)
