@@ -74,7 +74,7 @@ def paper(start):
   sft = dict(stage="sft", start="", batch=128, length=32_768, epochs=2.5, too_long="drop", micro_batches=16,
              optimizer=dict(lr=5e-5, schedule="cosine", final=0.1, **adam), checkpoint=dict(every=500, keep=1))
   c.dev1 = sft | dict(data="cold_start")
-  # the number of updates is not published; what the bill of 41K hours leaves beside the others is 2,500 at most
+  # the number of updates is not published; the bill of 41K hours leaves 2,800 at most beside the others (docs/cost.md)
   c.dev2 = dict(stage="reasoning_rl", start="dev1", rollouts=156, rewards=rules | dict(language=1.0),
                 sampling=sampling) | rl
   # 600K: several answers a prompt, correct, without mixed languages, long paragraphs, code blocks; and 200K others

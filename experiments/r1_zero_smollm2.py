@@ -8,7 +8,7 @@ letter. `start` may be any Hugging Face directory of a known family.
 
 Measured on 2 CPU cores, f32, all 134.5 million parameters trained, seed 0, 128 held-out pairs, T 1, 8 answers each:
   strict pass@1 0.112 -> 0.485, pass@8 0.484 -> 0.516; lenient pass@1 0.122 -> 0.486; greedy 0.234 -> 0.492
-after 101 rollouts, 62 minutes beside other work (17 s a rollout on quiet cores), 7 GB. RL made the policy say nearly
+after 100 rollouts, 62 minutes beside other work (17 s a rollout on quiet cores), 7 GB. RL made the policy say nearly
 always what it said best: the entropy fell from 1.3 to 0.1 nats a token, and pass@8 hardly moved. With lr 3e-6 and
 kl_coef 0.03, after 62 rollouts: strict pass@1 0.392, pass@8 0.547, lenient 0.395, entropy 0.4: slower, and more kept.
 Also tried: two-digit sums asked in chat, without examples: 0.02 to 0.03 right, none in the asked form, too little to

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from r1jax import costs, hardware
+from r1jax import costs, hardware, sharding
 from r1jax.cli import main as cli
 from r1jax.models.deepseek import PRESETS
 from r1jax.models.transformer import ModelConfig
@@ -52,6 +52,11 @@ def test_layouts_use_all_devices_and_divide_the_model():
   assert all(x.devices == 64 and not layout.check(x, R1) and x.tensor <= 8 for x in tried)
   assert "expert=512 does not divide 256 experts" in layout.check(Layout(expert=512), R1)
   assert Layout(fsdp=2, context=4).stride("fsdp") == 4 and Layout(2, 3).rows == 6
+
+
+def test_parameters_are_split_as_in_training_but_for_the_context():
+  wanted = {name: sharding.RULES[name] for name in layout.RULES}
+  assert layout.RULES == wanted | dict(embed=(*wanted["embed"], "context"))
 
 
 def test_experts_are_split_by_expert_and_width_and_the_rest_by_width_alone():

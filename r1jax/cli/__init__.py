@@ -1,1 +1,1 @@
-"""The commands: r1jax run | eval | sample | report | bench."""
+"""The commands of r1jax, a file each; main.py lists them."""

@@ -1,6 +1,6 @@
 """Contamination: training lines that share an n-gram of words with a test problem.
 
-R1 report (v2 A.2, docs R1.md 2.5): training texts with a matching 10-gram of an evaluation's questions or reference
+R1 report (v2 A.2): training texts with a matching 10-gram of an evaluation's questions or reference
 solutions were removed. What a word is, is not said; here:
 - Unicode compatibility forms made one, lower case, apostrophes dropped, all other punctuation splits ("x^2+1" is
   x 2 1); a Chinese or Japanese character is a word by itself.

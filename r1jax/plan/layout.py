@@ -5,7 +5,7 @@
   context  a row's tokens apart (ring attention),     stage    layers apart (a pipeline)
            parameters split as by fsdp
 From the nearest devices to the farthest: tensor, context, expert, fsdp, stage, data. RULES are the axes that declared
-parameters are split along; those of sharding.py among them agree with it (tests/test_layout.py).
+parameters are split along: sharding.RULES, but that a plan splits them by context too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rewards are plain Python functions, (problem, text) -> Score; a stage names its own in a dict of terms.
 
 A reward model is a closure of the same type, so nothing here imports a model. R1-Zero adds accuracy and
-format with the same weight (R1 report, Methods; docs R1.md 1.4).
+format with the same weight (R1 report, Methods).
 """
 
 from __future__ import annotations

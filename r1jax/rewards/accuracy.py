@@ -1,6 +1,6 @@
 r"""Rule-based accuracy: find the final answer in a text and match it with the gold one.
 
-R1 report, Methods (docs R1.md 1.4): a math answer stands in a required format (a box) and earns 1 if it
+R1 report, Methods: a math answer stands in a required format (a box) and earns 1 if it
 matches, else 0. The paper gives no matching rules; these are ours:
 - STRICT counts only a marked answer: the one <answer>..</answer> block if there is one, else the last
   \boxed{..} or `#### ..` after the reasoning (after the last </think>). More than one <answer> or </answer>

@@ -1,6 +1,6 @@
 r"""Accuracy for code: the program in a completion, run against tests in a sandbox.
 
-R1 report, Methods (docs R1.md 1.4): code is compiled and run against a test suite. 1 if all tests pass, else 0; or the
+R1 report, Methods: code is compiled and run against a test suite. 1 if all tests pass, else 0; or the
 share that passes (`proportional`), which was found to hurt (Magistral, arXiv 2506.10910: -2% on LiveCodeBench).
 
 Problem.answer is JSON, one of

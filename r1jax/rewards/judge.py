@@ -1,10 +1,10 @@
 """A language model as judge, by prompt: which of two responses is better, or whether an answer is correct.
 
-- Pairwise, for a reward model's training pairs (R1 report, Methods, "Helpful Reward Model"; docs R1.md 2.2): a prompt
+- Pairwise, for a reward model's training pairs (R1 report, Methods, "Helpful Reward Model"): a prompt
   in Arena-Hard's style, asked four times with the two responses in random order; the votes are averaged and a pair is
   kept if they differ by more than 1. The paper does not give the scale of a vote; here Arena-Hard's five labels are
   -2 .. 2.
-- Pointwise (R1 v2, supplement B.3.2, listing 4; docs R1.md 2.1): question, reference answer and answer; the judge
+- Pointwise (R1 v2, supplement B.3.2, listing 4): question, reference answer and answer; the judge
   replies in JSON with the keys analysis and correctness.
 The prompts follow the two in structure and labels; the wording is ours, as is the fence.
 

@@ -1,6 +1,6 @@
 r"""Language consistency: the share of the reasoning's words that are in the target language.
 
-R1 report, Methods (docs R1.md 2.1): Num(words of the target language) / Num(words) in the chain of thought, added to
+R1 report, Methods: Num(words of the target language) / Num(words) in the chain of thought, added to
 the reward. The paper names neither a word splitter nor a detector; these rules are ours:
 - The chain of thought is what stands inside <think>..</think> (first opening, last closing tag); else what stands
   before </think>, or before <answer>; else the whole text.

@@ -11,7 +11,7 @@ import numpy as np
 
 
 def soft_overlong(length, longest: int, cushion: int):
-  """DAPO's soft overlong punishment (2503.14476, eq. 13; docs R1.md 6.1).
+  """DAPO's soft overlong punishment (2503.14476, eq. 13).
 
   0 up to longest - cushion, then down in a line, -1 at `longest` and beyond. DAPO: longest 20,480, cushion 4,096, with
   sampling stopped at `longest`; added to the accuracy reward of truncated answers too.

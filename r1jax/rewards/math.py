@@ -1,6 +1,6 @@
 r"""Accuracy for mathematics: the rules of accuracy.py where they decide, else symbolic equality and multiple choice.
 
-R1 report, Methods (docs R1.md 1.4): a problem with a deterministic result is right if the final answer, in its required
+R1 report, Methods: a problem with a deterministic result is right if the final answer, in its required
 form (a box), matches; multiple choice by option or its value. How to match is left open. Here, in this order:
 1. The final answer is found by accuracy.extract, strict or lenient: no_answer, or unparseable for repeated tags.
 2. Multiple choice: where the gold answer is an option's letter, or the prompt lists options "(A) .. (B) ..", a letter

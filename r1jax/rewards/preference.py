@@ -1,6 +1,6 @@
 """Preference rewards: a reward model's scores, or the verdicts of a language model that judges.
 
-R1, the last 400 steps of its second RL stage (Methods; docs R1.md 2.1, 2.2): a helpfulness model reads the final
+R1, the last 400 steps of its second RL stage (Methods): a helpfulness model reads the final
 summary only, a safety model the whole response, reasoning included. The paper does not say how their scores become
 rewards beside 0 / 1 ones: SCALES names the choices. It found that long training on them is hacked: keep it short, and
 watch an accuracy that they do not see.
@@ -91,7 +91,7 @@ def from_scores(score_fn: Scorer, *, part: str = "summary", scale: str = "raw", 
 
 
 def judged(judge: judging.Judge, *, part: str = "whole", opened: bool = False) -> BatchReward:
-  """1 where the judge, who sees question, reference and answer, says "correct"; else 0 (docs R1.md 2.1).
+  """1 where the judge, who sees question, reference and answer, says "correct"; else 0.
 
   Verdicts: correct, wrong, no_answer (nothing to judge), unparseable (the judge's text is no verdict).
   """
