@@ -11,8 +11,8 @@ matches, else 0. The paper gives no matching rules; these are ours:
 - A number is read only where exactly one stands in the answer ("18 eggs", "x = 5"; after the last = sign).
   Numbers compare exactly: 0.5 == 1/2, but 0.333 != 1/3.
 - PERCENT is a unit, dropped like any other: 72% == 72, and 72% != 0.72 (GSM8K's golds leave the sign out).
-- thousand, million, billion right after a number multiply it. Number words ("seventy-two"), roots, powers
-  and other expressions are not evaluated.
+- hundred, thousand, million, billion, trillion right after a number multiply it. A sign before a bracket, "minus" and
+  "negative" count. Number words ("seventy-two"), roots, powers and other expressions are not evaluated.
 - Other answers compare as strings, without case, spaces and LaTeX dressing.
 
 The text is hostile: scans of all of it are linear, what parses numbers sees at most MAX_ANSWER characters,
@@ -39,10 +39,14 @@ _NUMBER = re.compile(
 _WORDS = re.compile(r"""(?:[^\W\d_π]|[\s.,;:'"’“”()\[\]/%°€£¥₹¢?!&-])*""")
 _EQUALS = re.compile(r"(?<![<>!])=|≈")
 # Not units: 5x, 5k, 2 pi, 5!, 5²; but 5m, 5g, 5s, 5h, 5L, 5°C are.
-_SYMBOL = re.compile(r"[a-zA-Z](?<![mgshlLCFJNWVA])(?![a-zA-Z])|\s*(?:[xyzn]|pi)(?![a-zA-Z])|[!²³]")
+_SYMBOL = re.compile(r"[a-zA-Z](?<![mgshlLCFJNWVA])(?![a-zA-Z])|\s*(?:[xyzn]|pi|squared|cubed)(?![a-zA-Z])|[!²³]")
+# before the number: what makes it an expression, or another number; and its sign, where that is not right before it
+_OPERATOR = re.compile(
+  r"(?<![a-zA-Z])(?:[a-zA-Z]$|(?i:not|log|ln|exp|sin|cos|tan|half of|twice|double|triple)[\s(\[]*$)")
+_FAR_MINUS = re.compile(r"(?:(?<![\w)+-])-[(\[]|(?<![a-zA-Z])(?i:minus|negative)(?![a-zA-Z]))[\s(\[]*$")
 _SQUARE_UNIT = re.compile(
   r"(\b(?:[cmk]?m|ft|in|yd|mi|feet|inches|meters|miles|units))\s*\^\s*(?:[23]|\{[23]\})(?!\w)")
-_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
+_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _PHRASE = re.compile(r"(?i:\banswer[ ]{0,3}(?:is\b|:))|^A:", re.MULTILINE)
 
 _CHARACTERS = str.maketrans({
@@ -56,13 +60,14 @@ _LATEX = tuple((re.compile(pattern), by) for pattern, by in (
   (r"\\frac\s*\{\s*(-?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]+)\s*\}", r"\1/\2 "),
   (r"\\frac\s*([0-9])\s*([0-9])", r"\1/\2 "),
   (r"\{,\}", ","),                                                 # 1{,}234
-  (r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[()\[\]]", " "),
+  (r"\\(?:left|right)(?![a-zA-Z])\s*", ""),                         # -\left(5\right)
+  (r"\\displaystyle(?![a-zA-Z])|\\[()\[\]]", " "),
   (r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}", r" \1 "),
   (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))", "°"),
   (r"\\approx(?![a-zA-Z])", "≈"),
   (r"\\([%$&])", r"\1"),
   (r"\*\*|__", " "),                                               # Markdown bold
-  (r"([-+])\s*[$€£¥₹]\s*(?=[.0-9])", r"\1"),                       # -$5
+  (r"([-+])\s*(?:US)?\s*[$€£¥₹]\s*(?=[.0-9])", r"\1"),             # -$5, -US$5
   (r"\$", " ")))
 
 
@@ -95,16 +100,18 @@ def parse_number(text: str) -> Fraction | None:
   if len(text) > MAX_ANSWER:
     return None
   text = _SQUARE_UNIT.sub(r"\1", _EQUALS.split(_plain(text))[-1].strip())
-  text = re.sub(r"^([-+])\s+(?=[.0-9])", r"\1", text)
+  text = re.sub(r"^([-+])\s+(?=[.0-9(\[])", r"\1", text)
   match = _NUMBER.search(text)
   if match is None:
     return None
   before, after = text[:match.start()], text[match.end():]
   if not (_WORDS.fullmatch(before) and _WORDS.fullmatch(after)):
     return None
-  if _SYMBOL.match(after) or re.search(r"sqrt|(?<![a-zA-Z])[a-zA-Z]$", before):
+  if _SYMBOL.match(after) or "sqrt" in before or _OPERATOR.search(before):
     return None
   value = _value(match)
+  if value is not None and _FAR_MINUS.search(before):
+    value = -value
   scale = re.match(r"\s*([a-z]+)", after.lower())
   return value if value is None or scale is None else value * _SCALES.get(scale[1], 1)
 
