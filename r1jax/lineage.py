@@ -19,12 +19,17 @@ UNSEEN = ("checkpoint", "log_every")      # of a stage's config
 
 def inputs(cfg, section, upstream: dict[str, str], files: tuple[str, ...]) -> dict:
   """Of `section` of the RunConfig `cfg`. upstream: digests of the stages that it reads, by name."""
+  own = dict(stage=section.stage, config={k: v for k, v in as_dict(section.cfg).items() if k not in UNSEEN},
+             model=as_dict(section.model or cfg.model), seed=section.seed, data=section.data, upstream=upstream)
+  return of_start(cfg, files) | plain(own | (dict(start=section.start) if section.start else {}))
+
+
+def of_start(cfg, files: tuple[str, ...]) -> dict:
+  """Of the policy that a run begins with, on its task; and those files of the user's."""
   given = {name: path for name in files if (path := getattr(cfg.data, name))}
   return plain(dict(
-    stage=section.stage, config={k: v for k, v in as_dict(section.cfg).items() if k not in UNSEEN},
-    model=as_dict(section.model or cfg.model), task=as_dict(cfg.task), seed=section.seed,
-    start=section.start or (start_digest(cfg.start) if cfg.start else "random weights"),
-    data=section.data, upstream=upstream,
+    model=as_dict(cfg.model), task=as_dict(cfg.task), seed=cfg.seed,
+    start=start_digest(cfg.start) if cfg.start else "random weights",
     files={name: file_digest(path) for name, path in given.items()}))
 
 

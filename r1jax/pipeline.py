@@ -176,9 +176,10 @@ class Run:
     """Evaluates the policy of stage `name` ("": the run's start), once: the numbers are kept in eval/<which>.json."""
     path = self.workdir / "eval" / f"{which}.json"
     sampling = policies.sampling_of(self.cfg)
-    mark = lineage.digest(lineage.plain(dict(
-      policy=self.digests.get(name, "start"), eval=dataclasses.asdict(self.cfg.eval),
-      sampling=dataclasses.asdict(sampling))))
+    policy = self.digests[name] if name else hosts.from_main(
+      lambda: lineage.digest(lineage.of_start(self.cfg, TASK_FILES)))
+    mark = lineage.digest(lineage.plain(dict(policy=policy, eval=dataclasses.asdict(self.cfg.eval),
+                                             sampling=dataclasses.asdict(sampling))))
     marked = path.with_suffix(".hash")
     known = lambda: path.exists() and (not marked.exists() or marked.read_text() == mark)
     if done := hosts.from_main(lambda: json.loads(path.read_text()) if known() else None):

@@ -79,6 +79,26 @@ def test_finished_stages_are_skipped_and_a_change_is_carried_downstream_with_its
     pipeline.run(c, tmp_path)
 
 
+def test_the_start_is_evaluated_again_when_it_is_another(tmp_path, monkeypatch):
+  c = small()
+  c.stages = ("sft",)
+  c.sft = dict(steps=1, batch=4, length=32, optimizer=dict(lr=1e-3))
+  asked = []
+
+  def evaluate(which, params, cfg, task, model, path, *_):
+    asked.append(which)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"accuracy": 0}')
+    return {}
+  monkeypatch.setattr(pipeline, "_evaluate", evaluate)
+  run(c, tmp_path, monkeypatch)
+  for change in ({}, dict(seed=1), {"model.dim": 12}, {"task.bits": 5}):
+    asked.clear()
+    c.update_from_flattened_dict(change)
+    run(c, tmp_path, monkeypatch)
+    assert asked == (["base", "final"] if change else []), change
+
+
 def test_only_runs_one_stage_from_what_the_others_left(tmp_path, monkeypatch):
   c = small()
   c.only = "more"
