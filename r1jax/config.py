@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 import zlib
@@ -96,6 +97,9 @@ class RunConfig:
     return next((s for s in self.sections.values() if s.stage == stage), None)
 
 
+TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
+
+
 def parse_arg(arg: str | None, **defaults):
   """`file.py:tiny,bits=8` -> ConfigDict(tiny=True, bits=8). Names must be known; types follow the defaults."""
   out = ml_collections.ConfigDict(defaults)
@@ -105,7 +109,9 @@ def parse_arg(arg: str | None, **defaults):
       raise ValueError(f"config argument {name!r} is none of {', '.join(defaults)}")
     kind = type(defaults[name])
     if kind is bool:
-      out[name] = value.lower() in ("1", "true", "yes") if given else True
+      if given and value.lower() not in TRUE + FALSE:
+        raise ValueError(f"config argument {part}: {value!r} is none of {', '.join(TRUE + FALSE)}")
+      out[name] = value.lower() in TRUE if given else True
     elif not given:
       raise ValueError(f"config argument {name} needs a value: {name}={defaults[name]}")
     else:
@@ -207,6 +213,10 @@ def with_vocab(cfg: RunConfig, vocab: int, section: Section | None = None) -> Mo
   return dataclasses.replace(cfg.model, vocab=vocab)
 
 
+def required(field: dataclasses.Field) -> bool:
+  return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
 def build(cls, values: dict, path: str):
   """A dataclass from nested dicts; sections are built by the types of its fields."""
   hints = typing.get_type_hints(cls)
@@ -216,8 +226,7 @@ def build(cls, values: dict, path: str):
       near = difflib.get_close_matches(key, names, 1)
       raise ValueError(f"unknown key {_join(path, key)}" + (f"; did you mean {near[0]}?" if near else ""))
   for field in dataclasses.fields(cls):
-    required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    if required and field.name not in values:
+    if required(field) and field.name not in values:
       raise ValueError(f"{_join(path, field.name)} is missing")
   return cls(**{key: _convert(hints[key], value, _join(path, key)) for key, value in values.items()})
 
@@ -227,7 +236,11 @@ def _convert(hint, value, path: str):
   options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
   if value is None and type(None) in options:
     return None
-  kind = next((o for o in options if o is not type(None)), hint)
+  kinds = [o for o in options if o is not type(None)] or [hint]
+  if len(kinds) > 1:               # of dict | tuple; a tuple comes back from a file as a list
+    is_it = lambda o: isinstance(tuple(value) if isinstance(value, list) else value, typing.get_origin(o) or o)
+    kinds.sort(key=lambda o: not is_it(o))
+  kind = kinds[0]
   if dataclasses.is_dataclass(kind) and isinstance(value, dict):
     return build(kind, value, path)
   plain = typing.get_origin(kind) or kind
@@ -235,6 +248,8 @@ def _convert(hint, value, path: str):
     return value
   if plain is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
+  if isinstance(value, float) and not math.isfinite(value):
+    raise ValueError(f"{path}={value} must be finite")
   if plain is tuple and isinstance(value, (list, tuple)):
     return tuple(value)
   if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):

@@ -101,6 +101,15 @@ def test_a_key_that_the_experiment_leaves_to_its_default_can_be_overridden():
   assert rl.ahead == 1 and rl.checkpoint.keep == 3 and "in_flight" not in config.reasoning_rl
   named = load_config(str(ROOT / "experiments" / "r1.py:tiny"), ["--config.zero.partial=0"])
   assert named.zero.partial == 0
+  other = load_config(EXPERIMENT, ["--config.mesh.fsdp=1", "--config.rollout_mesh.tensor=1", "--config.start=a/b",
+                                   "--config.data.tokenizer=t.json", "--config.eval.problems=3"])
+  assert other.start == "a/b" and other.data.tokenizer == "t.json" and other.eval.problems == 3
+  other.start = other.data.tokenizer = None
+  for again in (other, type(other)(json.loads(json.dumps(other.to_dict())))):       # as a run's folder keeps it
+    frozen = configs.freeze(again)
+    assert frozen.mesh.fsdp == frozen.rollout_mesh.tensor == 1 and frozen.start is None
+  with pytest.raises(ValueError, match=r"mesh.rules='x' must be of type dict"):
+    configs.freeze(type(other)(other.to_dict() | dict(mesh=dict(rules="x"))))
   with pytest.raises(ValueError, match=r"reasoning_rl.ahaed: the experiment has no such key"):
     load_config(EXPERIMENT, ["--config.reasoning_rl.ahaed=1"])
 

@@ -128,6 +128,7 @@ def test_r1_has_the_numbers_of_the_paper(released):
   ({"stages": ("pretrain", "reasoning_rl", "pretrain")}, "pretrain is named twice; a folder"),
   ({"pretrain.optimizer.schedule": "step"}, "schedule='step'"),
   ({"reasoning_rl.questions": 3}, "unknown key reasoning_rl.questions"),
+  ({"reasoning_rl.optimizer.lr": float("nan")}, "reasoning_rl.optimizer.lr=nan must be finite"),
   ({"reasoning_rl.rollouts": "3"}, "reasoning_rl.rollouts='3' must be of type int"),
   ({"seed": -1}, "seed=-1"),
   ({"data": {"train": "x.jsonl"}}, None),
@@ -154,6 +155,7 @@ def test_a_wrong_config_is_refused_before_anything_runs(change, message, tmp_pat
 def test_config_arguments():
   assert config.parse_arg("tiny,bits=8", tiny=False, bits=20).to_dict() == dict(tiny=True, bits=8)
   assert config.parse_arg(None, tiny=False).tiny is False
-  for wrong in ("small", "bits", "bits=x"):
+  assert config.parse_arg("tiny=No", tiny=True).tiny is False
+  for wrong in ("small", "bits", "bits=x", "tiny=maybe"):
     with pytest.raises(ValueError):
       config.parse_arg(wrong, tiny=False, bits=20)

@@ -46,6 +46,14 @@ def test_all_writes_a_folder_for_every_stage_that_leaves_a_policy(run, exported,
   assert weights[0] != weights[1]
 
 
+def test_a_runs_folder_is_not_written_over(run, capsys):
+  before = (run / "config.json").read_bytes()
+  for out in (["--stage", "base", run], ["--all", run]):
+    code, _, error = call("export", "--workdir", run, *out, capsys=capsys)
+    assert code == 2 and "not empty, and no model directory" in error
+  assert (run / "config.json").read_bytes() == before and not (run / "base" / "config.json").exists()
+
+
 @pytest.mark.parametrize("stage", POLICIES)
 def test_a_stages_policy_is_the_same_in_transformers(run, exported, stage):
   """Logits on what the policy itself is asked and says, the tokens of the texts, and greedy answers."""

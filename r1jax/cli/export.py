@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from r1jax.cli import policy
+from r1jax.cli.import_ import check_folder
 
 
 def main(argv: list[str]) -> int:
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> int:
 def _write(args, stage: str, step: int | None, out: Path) -> None:
   from r1jax import hf, policies
   from r1jax.models import param, transformer
+  check_folder(out)             # a run's folder would lose its own config.json
   params, model, task, where = policies.load_policy(args.workdir, stage, step)
   hf.save(out, params, model, task.tokenizer, max_shard_bytes=args.shard_mb * 2**20)
   print(f"{where}: {param.count(transformer.params(model)):,} parameters, {model.dtype} -> {out}")

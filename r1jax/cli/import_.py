@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     kind.add_argument("--force", action="store_true", help="write into a folder that holds other things, too")
   args = parser.parse_args(argv)
   if not args.force:
-    _check_folder(args.folder)
+    check_folder(args.folder, "; --force writes into it all the same")
   with contextlib.nullcontext(args.file) if args.kind == "gguf" else smollm2(args.wheel) as file:
     if not file.is_file():
       raise FileNotFoundError(f"{file}: no such file (expected a GGUF file)")
@@ -60,14 +60,14 @@ def _reader():
   return gguf
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path, hint: str = "") -> None:
   """Refuses a folder that holds anything but a model."""
   if not folder.exists():
     return
   if not folder.is_dir():
     raise NotADirectoryError(f"{folder}: a file, not a folder")
   if any(folder.iterdir()) and not _is_model(folder):
-    raise ValueError(f"{folder}: not empty, and no model directory; --force writes into it all the same")
+    raise ValueError(f"{folder}: not empty, and no model directory{hint}")
 
 
 def _is_model(folder: Path) -> bool:

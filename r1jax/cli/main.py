@@ -46,8 +46,10 @@ def main(argv: list[str] | None = None) -> int:
   compiled.keep()
   try:
     return _module(command).main(argv[1:]) or 0
-  except (ValueError, NotImplementedError, FileNotFoundError, NotADirectoryError, IsADirectoryError,
-          PermissionError) as error:
+  except BrokenPipeError:       # | head
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+  except (ValueError, NotImplementedError, OSError) as error:
     if os.environ.get("R1JAX_DEBUG"):
       raise
     print(f"r1jax {command}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -55,9 +57,6 @@ def main(argv: list[str] | None = None) -> int:
   except KeyboardInterrupt:
     print(f"r1jax {command}: interrupted", file=sys.stderr)
     return 130
-  except BrokenPipeError:       # | head
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
 def _module(command: str):

@@ -13,7 +13,7 @@ import typing
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 from rich.console import Console
 
 
@@ -97,31 +97,45 @@ def load_config(file: str, overrides: list[str]):
 
 def _fill(config, overrides: list[str]) -> None:
   """What an experiment leaves to its defaults is there for a flag to change: --config.reasoning_rl.ahead=1."""
-  from r1jax.config import STAGES, RunConfig
+  from r1jax.config import STAGES, RunConfig, required
   for flag in overrides:
     at, kind = config, RunConfig
-    for part in flag.partition("=")[0].removeprefix("--config.").split("."):
+    parts = flag.partition("=")[0].removeprefix("--config.").split(".")
+    for i, part in enumerate(parts):
       fields = {f.name: f for f in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
-      if part in fields and part not in at and (default := _default(fields[part])) is not dataclasses.MISSING:
+      hint = _given(typing.get_type_hints(kind)[part]) if part in fields else None
+      if part in fields and at.get(part) is None and not required(fields[part]):
+        default = _default(fields[part], hint, whole=i + 1 == len(parts))
         with at.unlocked():
           at[part] = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default
       if not isinstance(at.get(part), ConfigDict):
         break
       at = at[part]
-      if part in fields:
-        kind = typing.get_type_hints(kind)[part]
-      else:
-        kind = STAGES.get(at.get("stage", part)) if kind is RunConfig else None
+      kind = hint or (STAGES.get(at.get("stage", part)) if kind is RunConfig else None)
 
 
-def _default(field):
-  return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+def _given(hint):
+  """T of `T | None`; else the hint."""
+  options = typing.get_args(hint)
+  return options[options[0] is type(None)] if type(None) in options else hint
+
+
+def _default(field, hint, whole: bool):
+  """Of a field that is None unless given: room for a value of its type; for a flag of a key in it, its own defaults."""
+  from r1jax.config import required
+  default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+  if default is not None:
+    return default
+  if whole and hint in (str, int, float):
+    return config_dict.placeholder(hint)
+  whole |= not dataclasses.is_dataclass(hint) or any(map(required, dataclasses.fields(hint)))
+  return None if whole else hint()
 
 
 def _parse(argv: list[str], define):
   values = flags.FlagValues()
-  define("config", flag_values=values, lock_config=True, sys_argv=["r1jax", *argv])
   try:
+    define("config", flag_values=values, lock_config=True, sys_argv=["r1jax", *argv])
     with contextlib.redirect_stderr(io.StringIO()):
       values(["r1jax", *argv])
     return values.config
