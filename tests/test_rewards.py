@@ -42,6 +42,7 @@ NUMBERS = {
   r"-\left(\frac{1}{2}\right)": "-1/2", r"so it is $-\left(5\right)$": -5, "-(5)": -5, "- (5)": -5, "x = -[5]": -5,
   "-(-5)": 5, "-US$5": -5, "negative 5": -5, "Minus (5)": -5, "it is not negative, 5": 5, "Answer - 5": 5,
   "5 hundred": 500, "2 trillion": 2 * 10**12, "5 square meters": 5,
+  "5/h": 5, "5 (m)": 5, "5 (eggs)": 5, "(1234)": 1234, "25 cm³": 25, "5-minute": 5, "5/minute": 5,
   "5m": 5, "20°C": 20, "5 a day": 5, "25 square feet": 25,
 }
 NOT_NUMBERS = (
@@ -50,6 +51,8 @@ NOT_NUMBERS = (
   "2π", r"\sqrt{2}", "sqrt(2)", r"\frac{x}{2}", r"\frac{1}{0}", "seventy-two", "72 dollars and 50 cents",
   "7\x002", "72\x00", "0x1F", "1e999999", "1e-999999", "1/1e999999", "9" * 101, "9" * 5000, "0." + "3" * 700,
   "5x", "-x5", "5 x", "log 5", "cos(5)", "it is not 5", "half of 6", "5 squared",
+  "5 - x", "x - 5", "5/x", "x/5", "5(x-y)", "y = x - 5", "3-i", "1/e", "e-1", "1-p", "a/2", r"\frac12-x", "(x)/5",
+  "(100,200)", "[100,200]", "[1,100)", "10⁶", "2⁵", "5⅓", "5 ⅔", "x₁ = 5₂",
   "3x^2", r"3x^{2}", "5k", "2 pi", "2pi", "inf", "nan", "٧٢",
   "{72", "72}", "__import__('os').getpid()")
 

@@ -38,11 +38,13 @@ _NUMBER = re.compile(
 # What may stand around the one number: words, units and light punctuation; no digits, operators, LaTeX.
 _WORDS = re.compile(r"""(?:[^\W\d_π]|[\s.,;:'"’“”()\[\]/%°€£¥₹¢?!&-])*""")
 _EQUALS = re.compile(r"(?<![<>!])=|≈")
-# Not units: 5x, 5k, 2 pi, 5!, 5²; but 5m, 5g, 5s, 5h, 5L, 5°C are.
-_SYMBOL = re.compile(r"[a-zA-Z](?<![mgshlLCFJNWVA])(?![a-zA-Z])|\s*(?:[xyzn]|pi|squared|cubed)(?![a-zA-Z])|[!²³]")
+# Not units: 5x, 5k, 2 pi, 5!, 5², 5 - x, 5/x, 5(x; but 5m, 5g, 5s, 5h, 5L, 5°C, 5/h, 5 (m) are.
+_SYMBOL = re.compile(r"[a-zA-Z](?<![mgshlLCFJNWVA])(?![a-zA-Z])|\s*(?:[xyzn]|pi|squared|cubed)(?![a-zA-Z])|!"
+  r"|\s*[⁰¹²³⁴-₉⅐-↉]|\s*-\s*\(?[a-zA-Z](?![a-zA-Z])|\s*[/(]\s*\(?[a-zA-Z](?<![mgshlLCFJNWVA])(?![a-zA-Z])")
 # before the number: what makes it an expression, or another number; and its sign, where that is not right before it
 _OPERATOR = re.compile(
-  r"(?<![a-zA-Z])(?:[a-zA-Z]$|(?i:not|log|ln|exp|sin|cos|tan|half of|twice|double|triple)[\s(\[]*$)")
+  r"(?<![a-zA-Z])(?:[a-zA-Z]|[a-zA-Z]\)?\s*[-/][\s(]*|"
+  r"(?i:not|log|ln|exp|sin|cos|tan|half of|twice|double|triple)[\s(\[]*)$")
 _FAR_MINUS = re.compile(r"(?:(?<![\w)+-])-[(\[]|(?<![a-zA-Z])(?i:minus|negative)(?![a-zA-Z]))[\s(\[]*$")
 _SQUARE_UNIT = re.compile(
   r"(\b(?:[cmk]?m|ft|in|yd|mi|feet|inches|meters|miles|units))\s*\^\s*(?:[23]|\{[23]\})(?!\w)")
@@ -108,6 +110,8 @@ def parse_number(text: str) -> Fraction | None:
   if not (_WORDS.fullmatch(before) and _WORDS.fullmatch(after)):
     return None
   if _SYMBOL.match(after) or "sqrt" in before or _OPERATOR.search(before):
+    return None
+  if "," in match.group() and before.rstrip().endswith(("(", "[")):          # a point or an interval: (100,200)
     return None
   value = _value(match)
   if value is not None and _FAR_MINUS.search(before):
