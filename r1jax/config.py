@@ -248,7 +248,8 @@ def _convert(hint, value, path: str):
     return value
   if plain is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
-  if isinstance(value, float) and not math.isfinite(value):
+  inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+  if any(isinstance(x, float) and not math.isfinite(x) for x in inside):
     raise ValueError(f"{path}={value} must be finite")
   if plain is tuple and isinstance(value, (list, tuple)):
     return tuple(value)

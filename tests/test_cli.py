@@ -62,6 +62,7 @@ def test_help_needs_no_jax():
   (["run", "--config", EXPERIMENT, "--workdir", "x", "--config.sead=1"], "did you mean seed?"),
   (["run", "--config", EXPERIMENT, "--workdir", "x", "--config.model.dim=wide"], "invalid literal for int"),
   (["run", "--config", EXPERIMENT, "--workdir", "x", "--config.model.dim=31"], "dim=31 must be a multiple of heads=4"),
+  (["run", "--config", EXPERIMENT, "--workdir", __file__], "File exists"),
   (["run", "--config", EXPERIMENT + ":small", "--workdir", "x"], "'small' is none of tiny, bits"),
   (["eval", "--workdir", "nowhere"], "no run here"),
   (["eval", "--workdir", "nowhere", "--data", "none.jsonl"], "none.jsonl: no such file"),

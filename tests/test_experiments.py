@@ -129,6 +129,7 @@ def test_r1_has_the_numbers_of_the_paper(released):
   ({"pretrain.optimizer.schedule": "step"}, "schedule='step'"),
   ({"reasoning_rl.questions": 3}, "unknown key reasoning_rl.questions"),
   ({"reasoning_rl.optimizer.lr": float("nan")}, "reasoning_rl.optimizer.lr=nan must be finite"),
+  ({"reasoning_rl.rewards.accuracy": float("inf")}, "reasoning_rl.rewards={'accuracy': inf"),
   ({"reasoning_rl.rollouts": "3"}, "reasoning_rl.rollouts='3' must be of type int"),
   ({"seed": -1}, "seed=-1"),
   ({"data": {"train": "x.jsonl"}}, None),

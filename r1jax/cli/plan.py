@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 
@@ -39,7 +40,8 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--decode-layout", default="", metavar="AXIS=N,...", help="the decode step's, such as expert=64")
   parser.add_argument("--json", type=Path, metavar="FILE", help="writes all numbers there, too")
   args, rest = parser.parse_known_args(argv)
-  if args.devices < 1 or args.price < 0 or min(args.mean_length, args.prompt_length, args.vocab) < 0:
+  lengths = args.mean_length, args.prompt_length, args.vocab
+  if args.devices < 1 or not 0 <= args.price < math.inf or min(lengths) < 0:
     raise ValueError(f"--devices={args.devices} must be at least 1; --price={args.price} and lengths not negative")
   if args.preset and (rest or (args.schedules and args.compile)):
     raise ValueError(f"--preset r1 takes no {rest[0] if rest else '--compile beside --schedules'}")
