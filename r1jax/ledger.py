@@ -111,7 +111,9 @@ def _derived(rates: Rates, flops: float, device_seconds: float, prefix: str = ""
 
 
 def sampled(model: ModelConfig, parts: Sequence, seconds: float = 0.0) -> Spent:
-  """Of answers that were drawn: parts of Rollouts of one group size. Each prompt is run once."""
+  """Of answers that were drawn: parts of Rollouts of one group size, or none. Each prompt is run once."""
+  if not parts:
+    return Spent(seconds)
   prompt_B = [len(p) for part in parts for p in part.prompts]
   answer_N = [len(a) for part in parts for a in part.answers]
   work = costs.prefill(model, prompt_B) + costs.decode(model, prompt_B, answer_N)

@@ -70,6 +70,10 @@ def test_a_processor_is_measured_once_a_run(monkeypatch, tmp_path):
   assert ledger.rates(LedgerConfig(), MODEL, 8, tmp_path / "ledger.json") == first and seen == ["float32"]
 
 
+def test_a_host_without_a_share_of_the_questions_spends_its_seconds_alone():
+  assert ledger.sampled(MODEL, [], 1.5) == Spent(1.5)
+
+
 def test_work_is_that_of_the_tokens_there_were():
   spent = ledger.sampled(MODEL, PARTS * 2, 1.5)
   assert (spent.seconds, spent.prefill, spent.decode, spent.train) == (1.5, 16, 22, 0)
