@@ -221,6 +221,14 @@ def test_the_command_plans_an_experiment(capsys, tmp_path):
   assert plan["dollars"] == pytest.approx(3 * plan["device_hours"]) and plan["stages"][1]["tokens"] == 120 * 256 * 20
 
 
+def test_answers_of_one_token_can_be_planned(capsys, tmp_path):
+  assert lengths.lognormal(1.0, 1, 1.0, 3).tolist() == [1, 1, 1]
+  file = tmp_path / "plan.json"
+  assert cli.main(["plan", "--config", f"{EXPERIMENTS / 'r1_zero_parity.py'}", "--devices", "1", "--hardware", "h100",
+                   "--config.reasoning_rl.sampling.max_tokens=1", "--json", str(file)]) == 0
+  assert json.loads(file.read_text())["stages"][1]["tokens"] == 120 * 256
+
+
 @pytest.mark.slow
 def test_the_command_asks_the_compiler_about_a_layout(capsys):
   parity = str(EXPERIMENTS / "r1_zero_parity.py")

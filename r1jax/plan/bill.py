@@ -192,7 +192,7 @@ def supervised(site: Site, stage: Supervised, devices: int, fp8: bool = False) -
 @functools.lru_cache(64)
 def _supervised(site: Site, stage: Supervised, devices: int, fp8: bool) -> Bill:
   updates = stage.samples / stage.batch
-  mean = min(stage.length, 0.9 * stage.most)
+  mean = min(stage.length, max(0.9 * stage.most, 1.0))
   length_N = lengths.lognormal(mean, stage.most, site.numbers.sigma, stage.batch)
   tried = training_layouts(site, devices, 0.0, length_N, 1, stage.optimizer, reference=False, fp8=fp8)
   update = phases.learning(site, tried[0].layout, 0.0, length_N, 1, backward=True, fp8=fp8)

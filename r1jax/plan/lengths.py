@@ -13,6 +13,8 @@ import numpy as np
 
 def lognormal(mean: float, most: int, sigma: float, count: int, seed: int = 0) -> np.ndarray:
   """`count` lengths, 1 to `most`, whose expected mean is `mean`. ValueError where no such distribution exists."""
+  if mean == most == 1:
+    return np.ones(count, np.int64)
   if not 1 <= mean < most:
     raise ValueError(f"a mean length of {mean:g} must be at least 1 and below the longest, {most}")
   normal_N = np.random.default_rng(seed).standard_normal(count)

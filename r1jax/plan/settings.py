@@ -130,7 +130,7 @@ def _schedule(rl) -> Schedule:
 
 def _rl(name: str, rl, numbers: Assumptions, mean: float, prompt: float, passes: float) -> RL:
   most = rl.sampling.max_tokens
-  return RL(name, (Part(rl.rollouts, min(mean or max(numbers.spread * most, 1.0), 0.95 * most), most),),
+  return RL(name, (Part(rl.rollouts, min(mean or max(numbers.spread * most, 1.0), max(0.95 * most, 1.0)), most),),
             rl.questions_per_rollout, rl.group_size, rl.minibatches, prompt or numbers.prompt,
             reference=rl.loss.kl_coef > 0, old=rl.minibatches > 1 and not by_who_drew(rl), passes=passes,
             optimizer=rl.optimizer)
