@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from r1jax import config as configs
 from r1jax import costs, hardware, sharding
 from r1jax.cli import main as cli
+from r1jax.cli.run import load_config
 from r1jax.models.deepseek import PRESETS
 from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
-from r1jax.plan import assumptions, bill, layout, lengths, ops, paper, phases, rollouts, traffic
+from r1jax.plan import assumptions, bill, layout, lengths, memory, ops, paper, phases, rollouts, settings, traffic
 from r1jax.plan.assumptions import Assumptions
 from r1jax.plan.layout import Layout
 from r1jax.plan.phases import Site
@@ -157,6 +159,33 @@ def test_rows_that_do_not_fit_wait_for_their_turn():
   assert held(small, fitted) <= small.memory * Assumptions().cache
   ours = rollouts.fitted(on(small), at, STAGE, part, Schedule(), 1)      # its caches are as long as the longest answer
   assert 1 < ours.slots < fitted.slots and held(small, ours) <= small.memory * Assumptions().cache
+
+
+def of_parity(*flags):
+  """(RL stage, its Schedule) of experiments/r1_zero_parity.py: 32 questions, 8 answers each."""
+  rest = [f"--config.reasoning_rl.{flag}" for flag in flags]
+  cfg = configs.freeze(load_config(str(EXPERIMENTS / "r1_zero_parity.py"), rest))
+  return settings.of_config(cfg, Assumptions())[0][1]
+
+
+def test_a_config_without_slots_is_planned_as_it_is_sampled():
+  held = lambda stage, way: rollouts.held(SITE, Layout(), stage, stage.parts[0], way, 1)["cache"]
+  simulated = lambda stage, way: rollouts.simulate(SITE, Layout(), stage, stage.parts[0], way, 1)
+  stage, way = of_parity()
+  rows = memory.columns(rollouts.drawn(SITE, stage, stage.parts[0]), 0, stage.most) * 256
+  assert held(stage, way) == (rows + 32 * stage.prompt) * costs.cache_bytes(DENSE)      # one prompt a group
+  few = of_parity("prompts_at_once=4")
+  assert rollouts.rows_at_once(*few) == 32 and held(*few) < held(stage, way) / 4
+  assert simulated(*few).trace.seconds > 6 * simulated(stage, way).trace.seconds       # parts wait for each other
+  narrow = of_parity("sampling.cache=int8")
+  assert held(*narrow) / held(stage, way) == pytest.approx(costs.cache_bytes(DENSE, "int8") / costs.cache_bytes(DENSE))
+  alone = simulated(*of_parity("shared_prompt=False"))
+  assert alone.prefill.flops == costs.prefill(DENSE, [160] * 32).flops
+
+
+def test_a_config_with_slots_keeps_its_lanes():
+  way = of_parity("sampling.slots=64", "sampling.width=2", "prompts_at_once=1")[1]
+  assert way.continuous and (way.slots, way.width) == (64, 2)
 
 
 def test_partial_rollouts_do_not_wait_for_the_longest_and_are_stale():

@@ -211,10 +211,11 @@ def sampling(site: Site, stage: Sampling, schedule: Schedule, devices: int) -> B
     for per in (8, 16, 32, 64, 128):
       rows = per * layout.expert
       held = memory.sampling(site.cfg, layout, per, stage.prompt + stage.mean, 0, 1 + schedule.drafts,
-                             1.0 if schedule.fp8_rollout else 0.0, copied=not schedule.paged)
+                             1.0 if schedule.fp8_rollout else 0.0, schedule.cache, copied=not schedule.paged)
       if memory.total(held) > room_for(site):
         break
-      step = phases.decode_seconds(site, layout, span=1 + schedule.drafts, fp8=schedule.fp8_rollout)
+      step = phases.decode_seconds(site, layout, span=1 + schedule.drafts, fp8=schedule.fp8_rollout,
+                                   cache=schedule.cache)
       speed = rows * rollouts.rate(site, schedule.drafts) / float(step([rows], [stage.prompt + stage.mean / 2])[0])
       if best is None or speed / layout.devices > best[0]:
         best = speed / layout.devices, layout, per

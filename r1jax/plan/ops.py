@@ -54,12 +54,12 @@ def values(cfg: ModelConfig) -> dict[str, tuple[tuple[param.Param, ...], bool]]:
 
 
 def forward(cfg: ModelConfig, layout: Layout, tokens, pairs, head_tokens, *, absorbed: bool = False, cached=0.0,
-            item: float = 0.0, group_tokens=None) -> list[Op]:
+            cache: str = "", item: float = 0.0, group_tokens=None) -> list[Op]:
   """One pass of `tokens` tokens of one device through its layers. All may be arrays, one value for each step.
 
-  pairs: (token, token that it sees), of these tokens, in one layer. cached: tokens whose cache is read. item: bytes of
-  a weight, 0 for the model's. group_tokens: tokens of all devices that share one set of experts; None: tokens x expert.
-  Weights are read whole where fsdp has gathered them.
+  pairs: (token, token that it sees), of these tokens, in one layer. cached: tokens whose cache, of type `cache`, is
+  read. item: bytes of a weight, 0 for the model's. group_tokens: tokens of all devices that share one set of experts;
+  None: tokens x expert. Weights are read whole where fsdp has gathered them.
   """
   size = jnp.dtype(cfg.dtype).itemsize
   item = item or size
@@ -78,7 +78,7 @@ def forward(cfg: ModelConfig, layout: Layout, tokens, pairs, head_tokens, *, abs
     else:
       out.append(Op(name, 2 * per_token * tokens, held * item + acts, True))
   flops = costs.attention_flops(cfg, 1.0, absorbed) * depth / layout.tensor * np.asarray(pairs, np.float64)
-  out.append(Op("attention scores", flops, np.asarray(cached, np.float64) * costs.cache_bytes(cfg) * depth))
+  out.append(Op("attention scores", flops, np.asarray(cached, np.float64) * costs.cache_bytes(cfg, cache) * depth))
   head_tokens = np.asarray(head_tokens, np.float64)
   out.append(Op("head", costs.head_flops(cfg, 1.0) / layout.tensor * head_tokens,
                 (head_tokens > 0) * cfg.dim * cfg.vocab / layout.tensor * size + head_tokens * cfg.dim * size))

@@ -89,7 +89,8 @@ def step_of_optimizer(site: Site, layout: Layout, opt: OptimizerConfig) -> Phase
   return Phase("optimizer", moved / (site.hardware.bandwidth * site.numbers.memory), 0.0, moved)
 
 
-def decode_seconds(site: Site, layout: Layout, *, span: int = 1, fp8: bool = False, detail: bool = False):
+def decode_seconds(site: Site, layout: Layout, *, span: int = 1, fp8: bool = False, cache: str = "",
+                   detail: bool = False):
   """seconds(rows_R, context_R) of a decode step of a replica laid out so; detail: its parts by name instead."""
   cfg, hardware, numbers = site.cfg, site.hardware, site.numbers
   ways = layout.expert * layout.context
@@ -100,7 +101,7 @@ def decode_seconds(site: Site, layout: Layout, *, span: int = 1, fp8: bool = Fal
     mine = np.maximum(np.ceil(rows_R / ways), rows_R / ways)          # the fullest device
     tokens = mine * span
     work = ops.forward(cfg, layout, tokens, tokens * context_R, tokens, absorbed=True, cached=mine * context_R,
-                       item=item, group_tokens=rows_R * span)
+                       cache=cache, item=item, group_tokens=rows_R * span)
     sent = traffic.experts(cfg, layout, tokens, hardware, numbers, sent=item)
     hidden = tokens * cfg.dim * jnp.dtype(cfg.dtype).itemsize * 2 * cfg.layers
     sent += traffic.collective(layout, "tensor", hidden, hardware, 2)

@@ -50,10 +50,15 @@ def held(site: Site, layout: Layout, stage: RL, part: Part, schedule: Schedule, 
   replicas = devices // layout.devices
   rows = math.ceil(rows_at_once(stage, schedule) / replicas / layout.expert)
   length_N = drawn(site, stage, part)
-  width = part.mean if schedule.paged else memory.columns(length_N, schedule.slots, part.most)
-  prompts = rows / schedule.width * stage.prompt
+  if schedule.paged:
+    width = part.mean
+  elif schedule.continuous:
+    width = memory.columns(length_N, schedule.slots, part.most)
+  else:
+    width = max(memory.columns(part_N, 0, part.most) for part_N in parts(stage, schedule, length_N))
+  prompts = math.ceil(rows / schedule.width) * stage.prompt
   return memory.sampling(site.cfg, layout, rows, width, prompts, 1 + schedule.drafts,
-                         1.0 if schedule.fp8_rollout else 0.0, copied=not schedule.paged)
+                         1.0 if schedule.fp8_rollout else 0.0, schedule.cache, copied=not schedule.paged)
 
 
 def fitted(site: Site, layout: Layout, stage: RL, part: Part, schedule: Schedule, devices: int) -> Schedule:
@@ -73,6 +78,12 @@ def rows_at_once(stage: RL, schedule: Schedule) -> int:
   return min(schedule.slots or under_way, under_way)
 
 
+def parts(stage: RL, schedule: Schedule, length_N: np.ndarray) -> list[np.ndarray]:
+  """Answers that run in step, whole groups of them, part after part."""
+  size = max(rows_at_once(stage, schedule) // stage.group, 1) * stage.group
+  return [length_N[i:i + size] for i in range(0, len(length_N), size)]
+
+
 def drawn(site: Site, stage: RL, part: Part, seed: int = 0, count: int = 0) -> np.ndarray:
   return lengths.lognormal(part.mean, part.most, site.numbers.sigma, count or stage.answers, seed)
 
@@ -87,17 +98,20 @@ def simulate(site: Site, layout: Layout, stage: RL, part: Part, schedule: Schedu
   """One rollout; with `partial`, a mean one of those that carry on what others left."""
   replicas = devices // layout.devices
   slots = rows_at_once(stage, schedule)
-  lanes = max(math.ceil(slots / replicas / schedule.width), 1)
-  step = phases.decode_seconds(site, layout, span=1 + schedule.drafts, fp8=schedule.fp8_rollout)
+  width = min(schedule.width, math.ceil(slots / replicas))          # a group may be split over replicas
+  lanes = max(math.ceil(slots / replicas / width), 1)
+  step = phases.decode_seconds(site, layout, span=1 + schedule.drafts, fp8=schedule.fp8_rollout, cache=schedule.cache)
   gain = rate(site, schedule.drafts)
   longest = part.most if not schedule.partial else 2 * part.mean
   tick = float(step(np.array([1.0]), np.array([part.mean]))[0]) * longest / gain / ticks
-  go = functools.partial(tail.simulate, lanes=lanes, width=schedule.width, group=stage.group, replicas=replicas,
+  go = functools.partial(tail.simulate, lanes=lanes, width=width, group=stage.group, replicas=replicas,
                          seconds=step, rate=gain, tick=tick, static=not schedule.continuous)
-  prompts, again, stale = stage.questions * (1 if schedule.shared_prompt else stage.group), 0.0, 0.0
+  once = schedule.shared_prompt or schedule.prefill_once
+  prompts, again, stale = stage.questions * (1 if once else stage.group), 0.0, 0.0
   if not schedule.partial:
     length_N = drawn(site, stage, part)
-    trace, tokens = go(length_N, stage.prompt), length_N.sum()
+    waits = [length_N] if schedule.continuous or schedule.paged else parts(stage, schedule, length_N)
+    trace, tokens = tail.total([go(part_N, stage.prompt) for part_N in waits]), length_N.sum()
     flops = costs.decode(site.cfg, np.full(stage.questions, round(stage.prompt)), length_N).flops
   else:
     trace, tokens, again, stale, flops = _steady(site, stage, part, schedule, go)
@@ -108,7 +122,8 @@ def simulate(site: Site, layout: Layout, stage: RL, part: Part, schedule: Schedu
                                bytes=made.bytes + more.bytes, traffic=made.traffic + more.traffic)
   sent = traffic.experts(site.cfg, layout, tokens / gain * (1 + schedule.drafts) / replicas / layout.expert,
                          site.hardware, site.numbers, 1.0 if schedule.fp8_rollout else 0.0)
-  work = costs.decode(site.cfg, np.full(stage.questions, round(stage.prompt)), drawn(site, stage, part))
+  work = costs.decode(site.cfg, np.full(stage.questions, round(stage.prompt)), drawn(site, stage, part),
+                      schedule.cache)
   decode = Phase("decode", trace.seconds, flops, work.bytes / devices, sent, dict(
     tail=trace.few_seconds, rest=trace.seconds - trace.few_seconds))
   return Rollout(layout, made, decode, trace, held(site, layout, stage, part, schedule, devices), stale,

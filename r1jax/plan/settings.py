@@ -69,7 +69,8 @@ class Sampling:
 @dataclasses.dataclass(frozen=True)
 class Schedule:
   """How rollouts and updates share the devices. Fields change time and memory; `ahead` and `partial` also staleness."""
-  continuous: bool = True        # rows that have ended cost nothing more; False: a step costs what it did at first
+  continuous: bool = True        # rows that have ended cost nothing more; False: a step costs what it did at first,
+                                 # and where not all answers run at one time, the next ones wait for the whole part
   width: int = 1                 # rows of one prompt side by side
   slots: int = 0                 # rows that run at one time, on all devices; 0: all answers
   drafts: int = 0                # tokens guessed by the MTP module
@@ -78,6 +79,8 @@ class Schedule:
   fp8_rollout: bool = False      # weights and products of sampling in FP8
   fp8_train: bool = False        # products of scoring and updates in FP8
   shared_prompt: bool = False    # a group's prompt is run once, in prefill and in training
+  prefill_once: bool = False     # it is in prefill, whatever training does
+  cache: str = ""                # type of the keys and values kept in sampling; "": the model's
   paged: bool = False            # caches have room for the tokens that there are, and weights lie once, as in vLLM
   offload: bool = True           # what a phase does not need waits on the host: phases cost a switch
 
@@ -98,7 +101,8 @@ def of_config(cfg, numbers: Assumptions, mean: float = 0.0, prompt: float = 0.0)
     elif section.stage == "rejection":
       most = c.sampling.max_tokens
       stages.append((Sampling(name, c.problems * c.samples, mean or max(numbers.spread * most, 1.0), most,
-                              prompt or numbers.prompt, c.samples), Schedule(offload=False, shared_prompt=True)))
+                              prompt or numbers.prompt, c.samples),
+                     Schedule(offload=False, shared_prompt=True, cache=_cache(c.sampling))))
     elif samples := _samples(cfg, section):
       most = getattr(c, "length", 0) or longest(cfg)
       length = min((prompt or numbers.prompt) + (mean or numbers.spread * most), most)
@@ -121,11 +125,17 @@ def _samples(cfg, section) -> float:
 
 
 def _schedule(rl) -> Schedule:
+  """As rollout.sample_parts samples: without slots a group is a lane."""
   sampling = rl.sampling
   return Schedule(
-    continuous=bool(sampling.slots), width=sampling.width, slots=sampling.slots,
+    continuous=bool(sampling.slots), width=sampling.width if sampling.slots else rl.group_size,
+    slots=sampling.slots or rl.prompts_at_once * rl.group_size, prefill_once=True, cache=_cache(sampling),
     drafts=sampling.drafts if sampling.draft == "mtp" else 0, partial=rl.partial / rl.questions_per_rollout,
     shared_prompt=rl.shared_prompt, offload=rl.offload != "none", ahead=rl.ahead > 0)
+
+
+def _cache(sampling) -> str:
+  return "" if sampling.cache == "model" else sampling.cache
 
 
 def _rl(name: str, rl, numbers: Assumptions, mean: float, prompt: float, passes: float) -> RL:

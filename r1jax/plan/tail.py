@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+SCALARS = ("seconds", "steps", "room", "work", "few_seconds")
+
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
@@ -100,10 +102,15 @@ def simulate(left_N, before_N, *, lanes: int, width: int = 1, group: int = 1, re
   return Trace(now, steps, room, work, few, np.array(times), np.array(actives), end_N, left_N)
 
 
+def total(traces: list[Trace]) -> Trace:
+  """Traces that follow each other as one, as `mean` but for their sums."""
+  one = mean(traces)
+  return dataclasses.replace(one, **{name: getattr(one, name) * len(traces) for name in SCALARS})
+
+
 def mean(traces: list[Trace]) -> Trace:
   """A mean rollout of several that follow each other; their curves one behind the other, ends and rests of the last."""
   starts = np.cumsum([0.0] + [t.seconds for t in traces[:-1]])
-  scalars = {name: float(np.mean([getattr(t, name) for t in traces]))
-             for name in ("seconds", "steps", "room", "work", "few_seconds")}
+  scalars = {name: float(np.mean([getattr(t, name) for t in traces])) for name in SCALARS}
   return Trace(**scalars, time_K=np.concatenate([t.time_K + s for t, s in zip(traces, starts, strict=True)]),
                active_K=np.concatenate([t.active_K for t in traces]), end_N=traces[-1].end_N, left_N=traces[-1].left_N)
