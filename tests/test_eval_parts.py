@@ -122,6 +122,20 @@ def test_another_policy_or_question_starts_anew_though_its_name_is_the_same(rele
   assert sampled[0] == [0, 1] and "starting anew: questions differs" in capsys.readouterr().out
 
 
+def test_another_template_or_end_token_starts_anew(released, questions, tmp_path, monkeypatch, capsys):
+  def interrupt(*args, **options):
+    raise KeyboardInterrupt
+  monkeypatch.setattr(evaluate, "answered", interrupt)
+  model = shutil.copytree(released, tmp_path / "model")
+  argv = command(model, questions, tmp_path / "out", "--template", "chat")
+  assert cli.main(argv) == 130 and cli.main(argv) == 130 and "anew" not in capsys.readouterr().out
+  template = model / "chat_template.jinja"
+  template.write_text("Answer briefly. " + template.read_text())
+  assert cli.main(argv) == 130 and "starting anew: prompt_tokens differs" in capsys.readouterr().out
+  (model / "generation_config.json").write_text(json.dumps(dict(eos_token_id=[256, 0])))
+  assert cli.main(argv) == 130 and "starting anew: end_tokens differs" in capsys.readouterr().out
+
+
 def test_settings_that_cannot_be_read_are_no_reason_to_trust_the_parts(tmp_path):
   parts = Parts(tmp_path / "x.parts", dict(seed=1))
   parts.write(0, dict(text=["a"]))

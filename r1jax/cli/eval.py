@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
 
   import numpy as np
 
-  from r1jax import metrics
+  from r1jax import metrics, rollout
   from r1jax.evals import parts, significance
   from r1jax.evals.evaluate import evaluate_in_parts
   from r1jax.rewards.workers import Workers
@@ -77,8 +77,10 @@ def main(argv: list[str]) -> int:
                 temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, min_p=args.min_p,
                 max_tokens=sampling.max_tokens, seed=args.seed)
   settings = record | dict(
-    parameters=parts.fingerprint(params), questions=parts.digest(problems), format=args.format,
-    prompts_at_once=args.prompts_at_once, sampling=dataclasses.asdict(sampling), rewards=sorted(task.rewards))
+    parameters=parts.fingerprint(params), questions=parts.digest(problems),
+    prompt_tokens=parts.tokens_digest(rollout.encoded(problems, task.tokenizer, task.encode)),
+    end_tokens=list(map(int, task.tokenizer.end_ids)), format=args.format, prompts_at_once=args.prompts_at_once,
+    sampling=dataclasses.asdict(sampling), rewards=sorted(task.rewards))
   console = Console()
   kept = parts.Parts(out / f"{name}.parts", settings)
   if kept.dropped:

@@ -1,8 +1,8 @@
 """An evaluation in parts that are kept: after a kill it goes on, and what it leaves is the same to the byte.
 
 A part is the rows of a few problems, one Parquet file, renamed into place when it is whole. Beside the parts stands
-what they are answers to: policy, problems, sampling. Where any of that is another, the parts are of no use and are
-removed. Not seen: a change of the code, of rewards say, between the two sessions.
+what they are answers to: policy, problems, their tokens, sampling. Where any of that is another, the parts are of no
+use and are removed. Not seen: a change of the code, of rewards say, between the two sessions.
 """
 
 from __future__ import annotations
@@ -68,7 +68,16 @@ def _read(path: Path) -> dict:
 
 def digest(problems: Sequence[Problem]) -> str:
   """Of what is asked and what is right."""
-  return hashlib.sha256(json.dumps([(p.id, p.prompt, p.answer) for p in problems]).encode()).hexdigest()[:16]
+  return _hash([(p.id, p.prompt, p.answer) for p in problems])
+
+
+def tokens_digest(prompts: Sequence[Sequence[int]]) -> str:
+  """Of the prompts as the policy reads them: of tokenizer and chat template."""
+  return _hash([list(map(int, prompt)) for prompt in prompts])
+
+
+def _hash(value) -> str:
+  return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def fingerprint(params) -> str:
@@ -84,4 +93,4 @@ def fingerprint(params) -> str:
     return jnp.sum(bits.astype(jnp.uint32) * (place + 1), dtype=jnp.uint32)
   sums = jax.device_get(jax.jit(lambda tree: [one(x) for x in jax.tree.leaves(tree)])(params))
   names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-  return hashlib.sha256(json.dumps(list(zip(names, map(int, sums), strict=True))).encode()).hexdigest()[:16]
+  return _hash(list(zip(names, map(int, sums), strict=True)))
