@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from r1jax.cli import main as cli
-from r1jax.evals import evaluate
+from r1jax.evals import evaluate, parts
 from r1jax.evals.parts import Parts, fingerprint
 
 LEFT = ("seven-{}.parquet", "seven-{}.json")
@@ -134,6 +134,38 @@ def test_another_template_or_end_token_starts_anew(released, questions, tmp_path
   assert cli.main(argv) == 130 and "starting anew: prompt_tokens differs" in capsys.readouterr().out
   (model / "generation_config.json").write_text(json.dumps(dict(eos_token_id=[256, 0])))
   assert cli.main(argv) == 130 and "starting anew: end_tokens differs" in capsys.readouterr().out
+
+
+def test_another_evaluation_is_not_overwritten(released, questions, whole, tmp_path, sampled, capsys):
+  other = tmp_path / "b" / questions.name
+  other.parent.mkdir()
+  other.write_text(questions.read_text().replace('"answer": "6"', '"answer": "4"'))
+  out = tmp_path / "out"
+  out.mkdir()
+  for name, content in zip(LEFT, whole, strict=True):
+    (out / name.format(released.name)).write_bytes(content)
+  for argv, differs in ((command(released, other, out), "questions"),
+                        (command(released, questions, out, "--top-p", 0.5), "top_p (0.95, now 0.5)"),
+                        (command(released, questions, out, "--stop", "x"), "stop ([], now ['x'])")):
+    assert cli.main(argv) == 2
+    err = capsys.readouterr().err
+    assert f"seven-{released.name}.json is of another evaluation, it differs in {differs}" in err and "--out" in err
+    assert err.count("now") == 1 and len(err.splitlines()) == 1
+  assert not sampled and left(out, released) == whole
+  assert cli.main(command(released, questions, out)) == 0 and left(out, released) == whole
+  record = out / LEFT[1].format(released.name)
+  record.write_text('{"pass@1": 0.5}')
+  assert cli.main(command(released, questions, out)) == 2
+  assert "does not say what it was made with" in capsys.readouterr().err and len(record.read_text()) == 15
+
+
+def test_a_record_may_be_of_other_parameters_where_that_is_expected(tmp_path):
+  path, settings = tmp_path / "a.json", dict(policy="sft 2", parameters="a", sampling=dict(top_k=0))
+  path.write_text(json.dumps(dict(settings=settings)))
+  parts.refuse_another(path, settings | dict(policy="./sft 2"))
+  parts.refuse_another(path, settings | dict(parameters="b"), but=("parameters",))
+  with pytest.raises(ValueError, match=r"differs in parameters \('a', now 'b'\): give another --out"):
+    parts.refuse_another(path, settings | dict(parameters="b"))
 
 
 def test_settings_that_cannot_be_read_are_no_reason_to_trust_the_parts(tmp_path):

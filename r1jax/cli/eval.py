@@ -37,7 +37,8 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--prompts-at-once", type=int, default=128, metavar="N",
                       help="problems that are sampled together, then kept: bounds memory and what a kill can lose"
                            " (default 128)")
-  parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: WORKDIR/eval)")
+  parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: WORKDIR/eval, or eval);"
+                                                                " another evaluation's are not overwritten")
   args = parser.parse_args(argv)
   if args.samples < 1 or args.problems < 0 or args.prompts_at_once < 1:
     raise ValueError(f"--samples={args.samples} and --prompts-at-once={args.prompts_at_once} must be at least 1,"
@@ -81,6 +82,8 @@ def main(argv: list[str]) -> int:
     prompt_tokens=parts.tokens_digest(rollout.encoded(problems, task.tokenizer, task.encode)),
     end_tokens=list(map(int, task.tokenizer.end_ids)), format=args.format, prompts_at_once=args.prompts_at_once,
     sampling=dataclasses.asdict(sampling), rewards=sorted(task.rewards))
+  # the policy of a run may be trained anew; its evaluation then takes the old one's place in the run's folder
+  parts.refuse_another(out / f"{name}.json", settings, but=() if args.out or args.model else ("parameters",))
   console = Console()
   kept = parts.Parts(out / f"{name}.parts", settings)
   if kept.dropped:
@@ -103,6 +106,7 @@ def main(argv: list[str]) -> int:
   subjects = significance.by_subject([p.id for p in problems], right_BG, found.subjects if found else {})
   if subjects:
     record["subjects"] = subjects
+  record["settings"] = settings
   metrics.write_text(out / f"{name}.json", json.dumps(record | summary, indent=1))
   kept.remove()
   shown = Table(f"{task.name}: {where}", f"{len(problems)} problems x {args.samples}")

@@ -58,6 +58,23 @@ class Parts:
     shutil.rmtree(self.folder)
 
 
+def refuse_another(path: Path, settings: dict, but: Sequence[str] = ()) -> None:
+  """ValueError where `path` is the record of an evaluation with other settings than these; those in `but` may differ.
+
+  So may the policy's name: its parameters tell it.
+  """
+  if not path.exists():
+    return
+  old, new = _read(path).get("settings"), json.loads(json.dumps(settings))
+  if not isinstance(old, dict):
+    raise ValueError(f"{path} does not say what it was made with, so it is not overwritten: give another --out")
+  old, new = (of | of.get("sampling", {}) for of in (old, new))
+  said = [f"{key} ({old.get(key)!r}, now {new.get(key)!r})" for key in old | new
+          if key not in ("policy", "sampling", *but) and old.get(key) != new.get(key)]
+  if said:
+    raise ValueError(f"{path} is of another evaluation, it differs in {', '.join(said)}: give another --out")
+
+
 def _read(path: Path) -> dict:
   try:
     found = json.loads(path.read_text())
