@@ -6,6 +6,7 @@ Letters: N rows, V vocabulary, k tokens kept.
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 
 import jax
@@ -41,8 +42,8 @@ class SampleConfig:
   def __post_init__(self):
     if self.max_tokens < 1:
       raise ValueError(f"sampling.max_tokens={self.max_tokens} must be at least 1")
-    if self.temperature < 0:
-      raise ValueError(f"sampling.temperature={self.temperature} must not be negative")
+    if not 0 <= self.temperature < math.inf:
+      raise ValueError(f"sampling.temperature={self.temperature} must be finite and not negative")
     if not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or self.top_k < 0:
       raise ValueError(f"sampling needs 0 < top_p={self.top_p} <= 1, 0 <= min_p={self.min_p} < 1,"
                        f" top_k={self.top_k} >= 0")

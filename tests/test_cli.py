@@ -68,7 +68,11 @@ def test_help_needs_no_jax():
   (["eval", "--workdir", "nowhere", "--data", "none.jsonl"], "none.jsonl: no such file"),
   (["eval", "--workdir", "nowhere", "--samples", "0"], "--samples=0"),
   (["eval", "--workdir", "nowhere", "--samples", "many"], "invalid int value: 'many'"),
+  (["eval", "--workdir", "nowhere", "--seed", "-1"], "--seed=-1 must be within 0 and 2^31 - 1"),
+  (["eval", "--workdir", "nowhere", "--temperature", "nan"], "temperature=nan must be finite and not negative"),
+  (["sample", "--workdir", "nowhere", "--seed", "2147483648"], "--seed=2147483648 must be within"),
   (["sample", "--workdir", "nowhere", "--top-p", "2"], "top_p=2.0"),
+  (["sample", "--workdir", "nowhere", "--min-p", "nan"], "min_p=nan"),
   (["report", "nowhere"], "no run here"),
   (["bench", "grpo", "--steps", "0"], "--steps=0"),
 ])

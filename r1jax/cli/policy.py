@@ -40,6 +40,8 @@ def load(args):
   from r1jax.sampler import SampleConfig
   if args.max_tokens < 0:
     raise ValueError(f"--max-tokens={args.max_tokens} must not be negative")
+  if not 0 <= args.seed < 2**31:
+    raise ValueError(f"--seed={args.seed} must be within 0 and 2^31 - 1")
   stop = tuple(args.stop)
   SampleConfig(1, args.temperature, args.top_p, args.top_k, args.min_p, stop=stop, slots=args.slots, draft=args.draft,
                drafts=args.drafts)                                            # wrong numbers before the slow part
