@@ -48,10 +48,16 @@ def draw(cfg, task, lesson, params, *, model, seed: int, unit: int, pool=None, r
   def judge(part):
     sampled.append(part)
     return rollout.judge(part, terms, cfg.truncated, pool)
-  with hosts.own_devices(params) as own:
+  with hosts.own_devices(params) as now:
+    def newer(steps: int):
+      nonlocal now
+      new = renew(steps)
+      now = now if new is None else new      # the next round begins with it
+      return new
     sample = lambda problems: rollout.sample_parts(
-      own, problems, cfg.group_size, model=model, tokenizer=task.tokenizer, cfg=cfg.sampling, seed=seed, step=unit,
-      prompts_at_once=cfg.prompts_at_once, encode=task.encode, asked=asked, stats=stats, renew=renew, share=True)
+      now, problems, cfg.group_size, model=model, tokenizer=task.tokenizer, cfg=cfg.sampling, seed=seed, step=unit,
+      prompts_at_once=cfg.prompts_at_once, encode=task.encode, asked=asked, stats=stats, renew=renew and newer,
+      share=True)
     scored = collect(cfg, problems, sample, judge)
   return Drawn(scored, sampled, stats, time.monotonic() - began - scored.seconds)
 

@@ -124,6 +124,19 @@ def test_a_later_policy_of_the_same_weights_changes_no_token(one):
   assert out.scored.rollouts.answers == one[1][1] and len(renewed) > 3 and renewed == sorted(renewed)
 
 
+def test_the_next_round_of_dynamic_sampling_goes_on_with_the_policy_that_is_renewed(monkeypatch):
+  task = dataclasses.replace(TASK, rewards=dict(accuracy=lambda problem, text: Score(0.0, "")))      # all groups agree
+  cfg = dataclasses.replace(CFG, in_flight=8, dynamic_sampling=3)
+  params, later, begun = weights(MODEL), jax.tree.map(lambda x: x + 0, weights(MODEL)), []
+  sample_parts = collect.rollout.sample_parts
+  monkeypatch.setattr(collect.rollout, "sample_parts",
+                      lambda params, *args, **more: begun.append(params) or sample_parts(params, *args, **more))
+  renewals = iter([None, later])
+  out = collect.draw(cfg, task, reasoning_rl.lesson(cfg, task, 0), params, model=MODEL, seed=0, unit=1,
+                     renew=lambda steps: next(renewals, None))
+  assert out.scored.rounds == 3 and begun[0] is params and begun[1] is later and begun[2] is later
+
+
 def test_what_the_ratio_is_against():
   by = lambda **change: update.by_who_drew(dataclasses.replace(CFG, **change))
   corrected = dataclasses.replace(CFG.loss, correction="truncated")
