@@ -1,5 +1,6 @@
 """Rejection sampling: each filter by itself, what is kept, and the folder that it leaves."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -60,7 +61,6 @@ def test_wrong_configs_and_tasks(tmp_path):
     with pytest.raises(ValueError, match=message):
       config(**more)
   task = world.make(world.Config(bits=4, held_out=2), DataConfig())
-  import dataclasses
   bare = dataclasses.replace(task, rewrite=None, other=None, rewards=dict(accuracy=world.accuracy))
   for more, message in ((dict(rewrite=True), "rewrites no answers"), (dict(other=3), "other=3"),
                         (dict(min_language=0.5), "no reward named language")):
@@ -97,6 +97,25 @@ def test_the_folder_holds_every_answer_and_a_part_that_is_there_is_not_sampled_a
   drawn.clear()
   run(tmp_path / "a")
   assert drawn == [2, 1] and (tmp_path / "a" / "data.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+
+
+def test_a_question_that_comes_again_gets_other_answers_whatever_the_parts(tmp_path):
+  whole = world.make(world.Config(bits=4, held_out=2), DataConfig())
+  task = dataclasses.replace(whole, size=3)
+  model = ModelConfig(vocab=task.tokenizer.vocab, dim=8, layers=1, heads=1, kv_heads=1, ffn=8)
+  cfg = RejectionConfig(SampleConfig(8), problems=6, samples=2, rewards=(), other=1)
+  params = weights(model)
+
+  def said(folder, at_once, parts):
+    rejection.run(dataclasses.replace(cfg, prompts_at_once=at_once), task, folder, params, model=model, seed=3)
+    rows = [row for part in range(parts) for row in pq.read_table(rejection.sample_file(folder, part)).to_pylist()]
+    return [(row["problem"], row["tokens"]) for row in rows]
+  found = said(tmp_path / "two", 2, 3)
+  assert sorted({problem for problem, _ in found}) == [0, 1, 2]
+  assert len({(problem, *tokens) for problem, tokens in found}) == len(found) == 12
+  assert said(tmp_path / "all", 6, 1) == found
+  rejection.sample_file(tmp_path / "two", 2).unlink()      # killed in the last part
+  assert said(tmp_path / "two", 2, 3) == found
 
 
 def test_nothing_kept_is_an_error_that_says_why(tmp_path):

@@ -113,15 +113,17 @@ def run(cfg: RejectionConfig, task: Task, folder: Path, params, *, model: ModelC
   at_once = min(cfg.prompts_at_once, cfg.problems)
   firsts = range(0, cfg.problems, at_once)
   done = hosts.from_main(lambda: next(part for part in itertools.count() if not sample_file(folder, part).exists()))
+  problems_of = lambda part: [task.problem(i) for i in data.positions(part, at_once, task.size, seed)][
+    :cfg.problems - part * at_once]
+  asked = Counter(problem.id for part in range(done) for problem in problems_of(part))     # in all parts, on each host
   writer = metrics.Writer(folder, done, quiet=not hosts.is_main())
   with contextlib.closing(writer), metrics.progress(console) as progress:
     bar = progress.add_task(folder.name, total=len(firsts), completed=done, numbers="")
     for part in range(done, len(firsts)):
       began = time.monotonic()
-      problems = [task.problem(i) for i in data.positions(part, at_once, task.size, seed)]
-      problems = problems[:cfg.problems - firsts[part]]
+      problems = problems_of(part)
       rollouts = rollout.sample(params, problems, cfg.samples, model=model, tokenizer=task.tokenizer, cfg=cfg.sampling,
-                                seed=seed, step=SAMPLING_STEP, encode=task.encode)
+                                seed=seed, step=SAMPLING_STEP, encode=task.encode, asked=asked)
       said = rollouts.texts
       if cfg.rewrite:
         rollouts = dataclasses.replace(rollouts, texts=[task.rewrite(problems[n // cfg.samples], text)
