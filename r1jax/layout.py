@@ -66,7 +66,10 @@ def pack(batch: Batch, size: int) -> PackedAnswers:
     raise ValueError(f"{len(batch.prompt_BP)} prompts for {N} answers: packed rows have a prompt to each")
   length_N, prompt_N = lengths(batch.mask_NA), np.asarray(batch.prompt_length_B)
   chosen = np.flatnonzero(length_N)
-  rows = best_fit((prompt_N + length_N)[chosen].tolist(), size)
+  total_N = (prompt_N + length_N)[chosen]
+  if total_N.size and (longest := total_N.max()) > size:
+    raise ValueError(f"reasoning_rl.pack_tokens={size}: a prompt and its answer are {longest} tokens, more than a row")
+  rows = best_fit(total_N.tolist(), size)
   token, segment, position = (np.zeros((train.bucket(max(len(rows), 1), 1), size), np.int32) for _ in range(3))
   source, target = [], []
   for r, row in enumerate(rows):

@@ -69,6 +69,9 @@ class RLConfig:
     if self.pack_tokens < 0 or (self.pack_tokens and self.shared_prompt):
       raise ValueError(f"reasoning_rl.pack_tokens={self.pack_tokens} needs shared_prompt=False: a packed sample has its"
                        " own prompt")
+    if 0 < self.pack_tokens <= self.sampling.max_tokens:
+      raise ValueError(f"reasoning_rl.pack_tokens={self.pack_tokens} holds no answer of sampling.max_tokens="
+                       f"{self.sampling.max_tokens} tokens with its prompt: give the longest prompt's more than these")
     if self.reference not in update_.REFERENCE:
       raise ValueError(f"reasoning_rl.reference={self.reference!r} is none of {update_.REFERENCE}")
     if self.reference == "fused" and self.loss.kl_in == "reward":

@@ -113,7 +113,7 @@ def test_packed_rows_hold_each_sample_in_the_loss_whole_and_say_where():
 
 
 def test_packing_refuses_what_does_not_fit_and_takes_a_batch_with_nothing_in_the_loss():
-  with pytest.raises(ValueError, match="32 tokens, more than a row of 31"):
+  with pytest.raises(ValueError, match=r"reasoning_rl.pack_tokens=31: a prompt and its answer are 32 tokens"):
     layout.pack(rollout_batch(shared=False), 31)
   with pytest.raises(ValueError, match="4 prompts for 8 answers"):
     layout.pack(rollout_batch(), 64)
@@ -165,7 +165,9 @@ def test_a_backend_without_pinned_memory_is_refused_by_name(monkeypatch):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-  (dict(pack_tokens=64), "pack_tokens=64 needs shared_prompt=False"), (dict(reference="after"), "'after'"),
+  (dict(pack_tokens=64), "pack_tokens=64 needs shared_prompt=False"),
+  (dict(pack_tokens=32, shared_prompt=False), "pack_tokens=32 holds no answer of sampling.max_tokens=32"),
+  (dict(reference="after"), "'after'"),
   (dict(reference="fused", loss=LossConfig(kl_in="reward", advantage="group_centred")), "too late"),
   (dict(offload="all"), "'all'")])
 def test_config_errors_name_the_values(change, message):
