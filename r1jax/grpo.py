@@ -240,15 +240,16 @@ def off_policy(objective_NT, logp_NT, old_logp_NT, advantage_NT, batch, cfg: Los
 def diagnostics(ratio_NT, advantage_NT, old_logp_NT, entropy_NT, batch, cfg: LossConfig):
   """Token means: entropy, how far the policy moved, and where the clip acted (it takes the gradient; CISPO: weight)."""
   mask_NT = batch.mask_NA
-  low = (ratio_NT < 1 - cfg.clip_low) & (advantage_NT < 0)
-  high = (ratio_NT > 1 + cfg.clip_high) & (advantage_NT > 0)
   metrics = {
     "entropy": masked_mean(entropy_NT, mask_NT),
-    "clip_share": masked_mean(low | high, mask_NT),
-    "clip_share/low": masked_mean(low, mask_NT),
-    "clip_share/high": masked_mean(high, mask_NT),
     "ratio/max": Max(jnp.max(jnp.where(mask_NT > 0, ratio_NT, 0.0))),
   }
+  if cfg.surrogate != "reinforce":        # which has no clip
+    low, high = ratio_NT < 1 - cfg.clip_low, ratio_NT > 1 + cfg.clip_high
+    if cfg.surrogate == "clipped":        # the minimum: on the side that the advantage pushes to
+      low, high = low & (advantage_NT < 0), high & (advantage_NT > 0)
+    metrics |= {"clip_share": masked_mean(low | high, mask_NT), "clip_share/low": masked_mean(low, mask_NT),
+                "clip_share/high": masked_mean(high, mask_NT)}
   if batch.sampler_logp_NA is not None:   # against the policy that sampled: old, not the one that moved on
     difference_NT = jnp.where(mask_NT > 0, old_logp_NT - batch.sampler_logp_NA, 0.0)
     metrics["mismatch/k3"] = masked_mean(kl_k3(0.0, difference_NT), mask_NT)

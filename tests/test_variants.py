@@ -187,6 +187,17 @@ def gradient_of(cfg, **changes):
   return value_and_grad(logp_NT, entropy_NT, dataclasses.replace(batch, **changes), cfg), logp_NT, entropy_NT, batch
 
 
+def test_clip_share_counts_what_the_surrogate_clips():
+  logp_NT, entropy_NT, batch = some_batch(0)
+  share = lambda **more: {k: v for k, v in value_and_grad(logp_NT, entropy_NT, batch, LossConfig(0.2, 0.28, **more))[
+    2].items() if k.startswith("clip_share")}
+  ratio_T = np.exp(logp_NT - batch.old_logp_NA)[batch.mask_NA > 0]
+  low, high = (ratio_T < 0.8).mean(), (ratio_T > 1.28).mean()
+  assert share(surrogate="truncated_reinforce") == pytest.approx(
+    {"clip_share": low + high, "clip_share/low": low, "clip_share/high": high})
+  assert 0 < share()["clip_share"] < low + high and share(surrogate="reinforce") == {}
+
+
 def test_dual_clip_bounds_what_a_far_likelier_bad_token_costs():
   old, logp = -3.0, -3.0 + math.log(8.0)
   value = lambda x, A: variants.dual_clip(grpo.clipped_surrogate(jnp.exp(x - old), A, 0.2, 0.2), A, 3.0)
