@@ -35,6 +35,8 @@ def policy_loss(params, batch, *, model: ModelConfig, cfg: RLConfig):
   """-J of a minibatch: log-probs of the answers under `params`, then grpo.loss."""
   logp_NA, entropy_NA, routing = update_.logprobs(params, batch, model=model, cfg=cfg, experts=replay(batch))
   loss, metrics = grpo.loss(logp_NA, entropy_NA, batch, cfg.loss)
+  if update_.by_who_drew(cfg):       # the old log-probs are the sampler's own
+    metrics = {name: metric for name, metric in metrics.items() if not name.startswith("mismatch/")}
   return loss, metrics | moe.metrics(routing)
 
 
