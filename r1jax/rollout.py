@@ -17,9 +17,9 @@ from r1jax import hosts, sampler, slots, train
 from r1jax.drawing import SampleConfig
 from r1jax.models.transformer import ModelConfig
 from r1jax.queue import Job, Said
-from r1jax.rewards import total_rewards
+from r1jax.rewards import reads, total_rewards
 from r1jax.tokenizer import Tokenizer
-from r1jax.types import Batch, Problem, Reward, Score
+from r1jax.types import NOT_ASKED, Batch, Problem, Reward, Score
 
 TRUNCATED = ("wrong", "masked", "scored")
 
@@ -158,8 +158,9 @@ def judge(rollouts: Rollouts, terms: dict[str, tuple[float, Reward]], truncated:
   """Begins to score the answers in the worker processes of `pool` (rewards/workers.py) and returns a function that
   waits for (reward_N, parts). Without a pool that function does the work, in this process.
 
-  truncated: an answer without an end is wrong whatever it says (reward and parts 0, verdict "truncated"): the
-  default; "masked": wrong too, and the caller keeps it out of the loss; "scored": judged like any other.
+  truncated: an answer without an end is wrong whatever it says (reward and parts 0, verdict "truncated", or
+  "not_asked" of a reward that does not read such prompts): the default; "masked": wrong too, and the caller keeps it
+  out of the loss; "scored": judged like any other.
   """
   if truncated not in TRUNCATED:
     raise ValueError(f"truncated={truncated!r} is none of {TRUNCATED}")
@@ -169,11 +170,17 @@ def judge(rollouts: Rollouts, terms: dict[str, tuple[float, Reward]], truncated:
 
   def wait():
     done = future.result() if future else total_rewards(terms, problems, texts)
-    cut = (0.0, {name: Score(0.0, "truncated") for name in terms})
     results = dict(zip(judged, done, strict=True))
-    totals, parts = zip(*(results.get(n, cut) for n in range(len(rollouts.texts))), strict=True)
+    totals, parts = zip(*(results.get(n) or cut(terms, rollouts.problems[n // rollouts.group_size])
+                          for n in range(len(rollouts.texts))), strict=True)
     return np.asarray(totals, np.float32), list(parts)
   return wait
+
+
+def cut(terms: dict[str, tuple[float, Reward]], problem: Problem) -> tuple[float, dict[str, Score]]:
+  """What an answer without an end earns."""
+  return 0.0, {name: Score(0.0, "truncated" if reads(reward, problem) else NOT_ASKED)
+               for name, (_, reward) in terms.items()}
 
 
 def join(parts: Sequence[Rollouts]) -> Rollouts:

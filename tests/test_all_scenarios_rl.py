@@ -2,14 +2,17 @@
 
 import collections
 
+import numpy as np
 import pytest
 
+from r1jax import collect, rollout
 from r1jax.drawing import SampleConfig
 from r1jax.grpo import LossConfig
 from r1jax.models.transformer import ModelConfig
 from r1jax.optimizer import OptimizerConfig
 from r1jax.problem import NOT_ASKED, Score
 from r1jax.rewards import preference, total_reward
+from r1jax.rollout import Rollouts
 from r1jax.stages import all_scenarios_rl
 from r1jax.stages.all_scenarios_rl import AllScenariosConfig
 from r1jax.stages.reasoning_rl import RLConfig
@@ -56,6 +59,21 @@ def test_a_prompt_is_paid_by_the_rewards_of_its_scenario():
   total, parts = paid(TASK.scenarios["general"](0))
   assert total == pytest.approx(0.5 + 2 * 0.8) and parts["accuracy"].verdict == NOT_ASKED
   assert paid(TASK.scenarios["unsafe"](0))[0] == pytest.approx(0.5 + 0.3)
+
+
+def test_an_answer_cut_off_counts_only_for_the_rewards_of_its_scenario():
+  terms = all_scenarios_rl.lesson(config(), TASK, 0, JUDGES).terms(5)
+  problems = [world.question(0, "010000", "en"), TASK.scenarios["general"](0)]
+  cut = Rollouts(problems, [[1]] * 2, [[2]] * 4, [np.zeros(1)] * 4, [world.tagged("", "1")] * 4,
+                 np.array([False, True, True, True]))
+  reward_N, parts = rollout.score(cut, terms)
+  assert reward_N.tolist() == [1.5, 0, 0, 0]
+  verdicts = [{name: score.verdict for name, score in part.items()} for part in parts]
+  assert verdicts[1] == dict(accuracy="truncated", format="truncated", helpful=NOT_ASKED, harmless=NOT_ASKED)
+  assert verdicts[2] == verdicts[3] == dict(accuracy=NOT_ASKED, format="truncated", helpful="truncated",
+                                            harmless=NOT_ASKED)
+  row = collect.summary(cut, reward_N, parts, np.zeros(4, bool))
+  assert row["accuracy"] == row["verdict/truncated"] == 0.5 and row["reward/helpful"] == 0
 
 
 def test_wrong_configs():

@@ -11,6 +11,12 @@ from collections.abc import Sequence
 from r1jax.problem import Problem, Reward, Score
 
 
+def reads(reward: Reward, problem: Problem) -> bool:
+  """Whether a reward reads prompts of this scenario: of those that its attribute `scenarios` names, or else of all."""
+  scenarios = getattr(getattr(reward, "func", reward), "scenarios", None)      # of a functools.partial: its function's
+  return scenarios is None or problem.scenario in scenarios
+
+
 def total_reward(
     terms: dict[str, tuple[float, Reward]], problem: Problem, text: str
 ) -> tuple[float, dict[str, Score]]:

@@ -116,6 +116,7 @@ def of_scenarios(batch_reward: BatchReward, scenarios: Sequence[str]) -> BatchRe
     asked = [n for n, problem in enumerate(problems) if problem.scenario in scenarios]
     scores = iter(batch_reward([problems[n] for n in asked], [texts[n] for n in asked]) if asked else ())
     return [next(scores) if problem.scenario in scenarios else Score(0.0, NOT_ASKED) for problem in problems]
+  reward.scenarios = tuple(scenarios)
   return reward
 
 
@@ -123,5 +124,5 @@ def single(batch_reward: BatchReward) -> Reward:
   """A batch reward as a Reward. A run asks it about many answers at once, in its own process (workers.py)."""
   def reward(problem: Problem, text: str) -> Score:
     return batch_reward([problem], [text])[0]
-  reward.batch = batch_reward
+  reward.batch, reward.scenarios = batch_reward, getattr(batch_reward, "scenarios", None)
   return in_parent(reward)

@@ -57,6 +57,9 @@ def accuracy(problem: Problem, text: str) -> Score:
   return math_accuracy(problem, text) if problem.scenario == REASONING else Score(0.0, NOT_ASKED)
 
 
+accuracy.scenarios = (REASONING,)
+
+
 def language(problem: Problem, text: str) -> Score:
   """Words of the thought in the prompt's language / its words (R1, Methods)."""
   return language_consistency(problem, text, language="prompt")

@@ -125,6 +125,9 @@ def accuracy(problem: Problem, text: str) -> Score:
   return exact_accuracy(problem, text) if problem.scenario == REASONING else Score(0.0, NOT_ASKED)
 
 
+accuracy.scenarios = (REASONING,)
+
+
 def language(problem: Problem, text: str) -> Score:
   """Words of the thought in the prompt's language / its words (R1, Methods). Other prompts: of the answer."""
   if problem.scenario != REASONING:
