@@ -80,7 +80,8 @@ def test_wrong_configs():
   model = ModelConfig(vocab=TASK.tokenizer.vocab, dim=8, layers=1, heads=2, kv_heads=1, ffn=8)
   for more, message in ((dict(preference_rollouts=7), "preference_rollouts=7"),
                         (dict(shares=dict(general=0.5)), "shares"),
-                        (dict(scale="standardised"), "scale='standardised'")):
+                        (dict(scale="standardised"), "scale='standardised'"),
+                        (dict(scale="raw"), "scale='raw' must be sigmoid: .* no zero of their own")):
     with pytest.raises(ValueError, match=message):
       config(**more)
   with pytest.raises(ValueError, match="no scenario poetry; it has reasoning, general, unsafe"):

@@ -2,7 +2,7 @@
 
 Reward = R_reasoning + R_general + R_language: rules for reasoning; for other prompts a reward model and the format.
 1,700 updates at T 0.7; prompts beside reasoning and preference rewards only in the last 400, since more of them are
-hacked (B.5). The paper does not say how a reward model's score becomes a reward: `scale`, of preference.SCALES.
+hacked (B.5). The paper does not say how a reward model's score becomes a reward: here by a sigmoid.
 Everything else is reasoning RL (stages/reasoning_rl.py), whose config is this one's `rl`.
 """
 
@@ -15,7 +15,6 @@ import numpy as np
 
 from r1jax import data
 from r1jax.models.transformer import ModelConfig
-from r1jax.rewards import preference
 from r1jax.stages import reasoning_rl
 from r1jax.stages.reasoning_rl import Lesson, RLConfig
 from r1jax.types import REASONING, Reward, Task
@@ -27,7 +26,7 @@ class AllScenariosConfig:
   preference_rollouts: int               # the last so many rollouts; R1: 25 (400 updates)
   shares: dict[str, float]               # of their prompts, by scenario; before, all are reasoning
   preference: dict[str, float]           # weight of each reward model, by the name of the stage that trained it
-  scale: str = "sigmoid"                 # of rewards.preference.SCALES; not published
+  scale: str = "sigmoid"                 # what a score becomes, of rewards.preference.SCALES; not published
 
   def __post_init__(self):
     if not 0 <= self.preference_rollouts <= self.rl.rollouts:
@@ -35,8 +34,9 @@ class AllScenariosConfig:
                        f" rl.rollouts={self.rl.rollouts}")
     if not self.shares or min(self.shares.values()) < 0 or abs(sum(self.shares.values()) - 1) > 1e-6:
       raise ValueError(f"all_scenarios_rl.shares={self.shares} are shares of one whole")
-    if self.scale not in preference.SCALES or self.scale == "standardised":
-      raise ValueError(f"all_scenarios_rl.scale={self.scale!r} is neither raw nor sigmoid")
+    if self.scale != "sigmoid":
+      raise ValueError(f"all_scenarios_rl.scale={self.scale!r} must be sigmoid: scores of a model trained on pairs have"
+                       " no zero of their own, and an answer without a summary, worth 0, would beat those below")
 
 
 def refuse(cfg: AllScenariosConfig, task: Task, model: ModelConfig) -> None:
