@@ -115,9 +115,10 @@ def language_consistency(problem: Problem, text: str, *, language: str = "en", o
   return Score(good / total)
 
 
-def prompt_language(problem: Problem) -> str:
+def prompt_language(problem: Problem, formula: str = "") -> str:
   """The language of the prompt's question, by its commonest script. Of R1-Zero's template (and others of the kind
-  "User: .. Assistant:") the question is what stands between these two; two characters of Chinese weigh as a word."""
+  "User: .. Assistant:") the question is what stands between these two; two characters of Chinese weigh as a word.
+  formula: the language of a question without a word; ValueError for it where none is given."""
   question = problem.prompt
   if "User:" in question:
     question = question.rpartition("User:")[2].rpartition("Assistant:")[0] or question.rpartition("User:")[2]
@@ -125,6 +126,8 @@ def prompt_language(problem: Problem) -> str:
   for _, script in words(question):
     if script in FIRST_LANGUAGE:
       weight[script] += 0.5 if script in SPACELESS else 1.0
+  if not weight and formula:
+    return formula
   if not weight:
     raise ValueError(f"problem id={problem.id}: its prompt has no word to tell a language from: {question[:80]!r};"
                      f" give language= one of {', '.join(LANGUAGES)}")

@@ -16,7 +16,7 @@ from r1jax import tokenizer
 from r1jax.problem import NOT_ASKED, REASONING, Problem, Score, Task
 from r1jax.rewards.accuracy import math_accuracy
 from r1jax.rewards.format import think_answer_format
-from r1jax.rewards.language import language_consistency
+from r1jax.rewards.language import language_consistency, prompt_language
 from r1jax.tasks.gsm8k import TEMPLATE
 
 
@@ -61,5 +61,6 @@ accuracy.scenarios = (REASONING,)
 
 
 def language(problem: Problem, text: str) -> Score:
-  """Words of the thought in the prompt's language / its words (R1, Methods)."""
-  return language_consistency(problem, text, language="prompt")
+  """Words of the thought in the prompt's language / its words (R1, Methods). Of a bare formula it is English, which
+  the template around it is in."""
+  return language_consistency(problem, text, language=prompt_language(problem, formula="en"))
