@@ -23,8 +23,9 @@ import orbax.checkpoint as ocp
 from r1jax import hosts
 
 log = logging.getLogger("r1jax")
-# Orbax' words for a whole checkpoint of another tree, or of other shapes
-MISMATCH = ("Structure mismatch", "structures do not match", "is not compatible with the stored shape")
+# Orbax' words for a whole checkpoint of another tree, or of other shapes, and ours for one of other dtypes
+MISMATCH = ("Structure mismatch", "structures do not match", "is not compatible with the stored shape",
+            "is not the stored dtype")
 
 
 class Checkpoints:
@@ -65,8 +66,8 @@ class Checkpoints:
     """(step, state, meta) of the newest whole checkpoint, or of `step`; None if there is none at all.
 
     abstract: the state's shapes and dtypes. Damaged checkpoints are moved to a folder beside, with a warning; if
-    `step` was asked for by number, or none is left, that is a ValueError. So is a whole checkpoint of another tree,
-    that of another version or config: it stays where it is.
+    `step` was asked for by number, or none is left, that is a ValueError. So is a whole checkpoint of another tree or
+    of other dtypes, that of another version or config: it stays where it is.
     """
     tried = []
     for number in reversed(self.steps()) if step is None else [step]:
@@ -89,6 +90,7 @@ class Checkpoints:
   def _read(self, step: int, abstract):
     out = error = None
     try:
+      self._same_dtypes(step, abstract)
       out = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_present(abstract)),
                                                                 meta=ocp.args.JsonRestore()))
     except Exception as wrong:
@@ -103,6 +105,13 @@ class Checkpoints:
     if wrong or len(found) != len(wanted):
       raise ValueError(f"checksum of {', '.join(wrong[:3]) or 'the list of arrays'} does not match")
     return _like(abstract, out["state"]), meta
+
+  def _same_dtypes(self, step: int, abstract) -> None:
+    """ValueError where an array is stored with another dtype: Orbax would cast it, and say nothing."""
+    stored = hosts.gather(_stored_dtypes(self.folder / str(step) / "state"))[0]      # all hosts judge by the same
+    for name, dtype in _dtypes(_present(abstract)).items():
+      if stored.get(name, dtype) != dtype:
+        raise ValueError(f"{name}: {dtype} is not the stored dtype, {stored[name]}")
 
   def _set_aside(self, step: int, reason: str) -> None:
     if self.read_only:
@@ -126,6 +135,20 @@ def _present(state):
     return state
   fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
   return {name: _present(value) for name, value in fields.items() if value is not None}
+
+
+def _dtypes(tree) -> dict[str, np.dtype]:
+  """Of each array, by path; metadata of a checkpoint has the same paths."""
+  return {jax.tree_util.keystr(path, simple=True, separator="."): x.dtype
+          for path, x in jax.tree_util.tree_leaves_with_path(tree) if getattr(x, "dtype", None) is not None}
+
+
+def _stored_dtypes(folder: Path) -> dict[str, np.dtype]:
+  """Those that a checkpoint's arrays are written with; none where its metadata cannot be read: reading it will tell."""
+  try:
+    return _dtypes(ocp.StandardCheckpointHandler().metadata(folder).tree)
+  except Exception:            # Orbax, TensorStore and JSON raise many kinds
+    return {}
 
 
 def _like(abstract, found):

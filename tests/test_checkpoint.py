@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -178,6 +179,28 @@ def test_a_checkpoint_of_another_tree_is_an_error_that_says_so_and_stays(tmp_pat
   with Checkpoints(tmp_path / "c") as saved, pytest.raises(ValueError, match="checkpoint 1 holds other arrays"):
     saved.restore(ABSTRACT.replace(params=other))
   assert (tmp_path / "c/1").is_dir() and not (tmp_path / "c.damaged").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int32"])
+def test_a_checkpoint_of_another_dtype_is_an_error_that_says_so_and_stays(tmp_path, dtype):
+  state = state_of(1).replace(params={"w": jnp.zeros(4), "b": jnp.zeros(7, jnp.bfloat16)})      # every cast is exact
+  with Checkpoints(tmp_path / "c") as saved:
+    saved.save(1, state, {})
+    saved.save(2, state, {})
+  other = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+  other = other.replace(params=dict(other.params, w=jax.ShapeDtypeStruct((4,), dtype)))
+  for step in (None, 1):
+    with Checkpoints(tmp_path / "c") as saved, pytest.raises(
+        ValueError, match=rf"holds other arrays .*params\.w: {dtype} is not the stored dtype, float32"):
+      saved.restore(other, step)
+  assert (tmp_path / "c/1").is_dir() and (tmp_path / "c/2").is_dir() and not (tmp_path / "c.damaged").exists()
+
+
+def test_a_checkpoint_with_less_metadata_as_older_versions_of_orbax_write_is_read(tmp_path):
+  save(tmp_path / "c", 1)
+  shutil.rmtree(tmp_path / "c/1/state/array_metadatas")
+  with Checkpoints(tmp_path / "c") as saved:
+    same_bits(saved.restore(ABSTRACT)[1], state_of(1))
 
 
 def test_read_only_removes_and_moves_nothing(tmp_path):
