@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from r1jax.rewards.accuracy import check_gold
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
   """(1-based line number, object) for each line of a JSONL file, streamed.
 
-  ValueError `path:line: reason` for a line that is not one JSON object in UTF-8. Blank lines may only end
-  the file: inside it, they would silently shift whatever counts lines.
+  ValueError `path:line: reason` for a line that is not one JSON object in UTF-8, or holds NaN, an infinite number or a
+  lone surrogate. Blank lines may only end the file: inside it, they would silently shift whatever counts lines.
   """
   path = Path(path)
   if not path.is_file():
@@ -30,7 +31,12 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
       if blank:
         raise ValueError(f"{path}:{blank}: blank line inside the file")
       try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8"), parse_float=_finite, parse_constant=_finite)
+        if b"\\ud" in line.lower():      # an escape may be half a surrogate pair, which no text holds
+          json.dumps(row, ensure_ascii=False).encode()
+      except UnicodeEncodeError as error:
+        raise ValueError(f"{path}:{number}: \\u{ord(error.object[error.start]):04x} is half a surrogate pair, not a"
+                         " character") from error
       except UnicodeDecodeError as error:
         raise ValueError(f"{path}:{number}: not UTF-8 at byte {error.start} of the line") from error
       except (ValueError, RecursionError) as error:
@@ -41,6 +47,13 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
       yield number, row
   if not row_count:
     raise ValueError(f"{path}:1: the file is empty")
+
+
+def _finite(text: str) -> float:
+  value = float(text)
+  if not math.isfinite(value):
+    raise ValueError(f"{text[:80]} is not a finite number")
+  return value
 
 
 def read_problems(path: str | Path, template: str) -> list[Problem]:

@@ -144,6 +144,9 @@ def test_eval_of_a_stage_on_a_file(workdir, capsys, tmp_path):
 @pytest.mark.parametrize("line, reason", [
   ('{"prompt": "0:"}', "needs 'prompt' or 'question', and 'answer'"), ("{", "not JSON"),
   ("[1]", "expected a JSON object"),
+  ('{"prompt": "0:", "answer": NaN}', "NaN is not a finite number"),
+  ('{"prompt": "0:", "answer": -1e999}', "-1e999 is not a finite number"),
+  ('{"prompt": "0: \\uD800", "answer": "1"}', "\\ud800 is half a surrogate pair"),
   ('{"prompt": "", "answer": "1"}', "needs 'prompt'"), ('{"prompt": "0:", "answer": true}', "needs 'prompt'")])
 def test_a_bad_line_is_named(workdir, line, reason, capsys, tmp_path):
   data = tmp_path / "bad.jsonl"

@@ -38,3 +38,16 @@ def test_without_an_end_it_counts_on():
 
 def test_positions_are_plain_integers():
   assert {type(i) for i in stream(2, 5, 12)} == {int}
+
+
+@pytest.mark.parametrize("value, reason", [
+  ("NaN", "NaN is not a finite number"), ("[-Infinity]", "-Infinity is not a finite number"),
+  ("1e999", "1e999 is not a finite number"), (r'"q \ud800"', r"\\ud800 is half a surrogate pair"),
+  (r'{"\uDFFF": 1}', r"\\udfff is half a surrogate pair")])
+def test_what_is_no_number_or_no_text_is_refused_with_its_line(value, reason, tmp_path):
+  path = tmp_path / "a.jsonl"
+  path.write_text(r'{"a": "\ud83d\ude00 \\ud800", "b": 1e300}' + "\n" + f'{{"a": {value}}}\n')
+  rows = data.read_jsonl(path)
+  assert next(rows) == (1, dict(a="😀 \\ud800", b=1e300))
+  with pytest.raises(ValueError, match=f"a.jsonl:2: .*{reason}"):
+    next(rows)
