@@ -303,6 +303,12 @@ def load_dir(path: str | Path) -> Tokenizer:
   backend = _read_backend(path / "tokenizer.json")
   settings = _read_json(path / "tokenizer_config.json")
   templates = _templates(settings.pop("chat_template", None), path)
+  for name, value in settings.items():      # add_bos_token and the like are true or false
+    used = (value is not None if name in ("bos_token", "eos_token") else
+            name.endswith("_token") and isinstance(value, Mapping))
+    if used and not isinstance(value.get("content") if isinstance(value, Mapping) else value, str):
+      raise ValueError(f"{path / 'tokenizer_config.json'}: {name}={str(value)[:80]} is neither a text nor an object"
+                       " with a text 'content'")
   bos, eos = (_named(backend, settings, name, path) for name in ("bos_token", "eos_token"))
   ends = _read_json(path / "generation_config.json").get("eos_token_id")
   ends = [] if ends is None else list(ends) if isinstance(ends, list) else [ends]
@@ -348,4 +354,10 @@ def _templates(setting, path: Path) -> dict[str, str]:
     return {name: file.read_text(encoding="utf-8") for name, file in files.items()}
   if setting is None:
     return {}
-  return {"default": setting} if isinstance(setting, str) else {t["name"]: t["template"] for t in setting}
+  if isinstance(setting, str):
+    return {"default": setting}
+  if not isinstance(setting, list) or not all(
+      isinstance(t, dict) and isinstance(t.get("name"), str) and isinstance(t.get("template"), str) for t in setting):
+    raise ValueError(f"{path / 'tokenizer_config.json'}: chat_template={str(setting)[:80]} is neither a text nor a list"
+                     " of objects with texts 'name' and 'template'")
+  return {t["name"]: t["template"] for t in setting}

@@ -195,6 +195,12 @@ def test_saving_changes_only_the_end_of_a_generation_config(tmp_path):
 @pytest.mark.parametrize("files, reason", [
   (dict(tokenizer_config=dict(bos_token="<bos>")), "bos_token '<bos>' of tokenizer_config.json is not in"),
   (dict(tokenizer_config=dict(eos_token=dict(content="<e>"))), "eos_token '<e>' of tokenizer_config.json is not in"),
+  (dict(tokenizer_config=dict(eos_token=5)), r"tokenizer_config\.json: eos_token=5 is neither"),
+  (dict(tokenizer_config=dict(bos_token=dict(x=1))), r"tokenizer_config\.json: bos_token={'x': 1} is neither"),
+  (dict(tokenizer_config=dict(pad_token=dict(content=1))), r"tokenizer_config\.json: pad_token={'content': 1} is neit"),
+  (dict(tokenizer_config=dict(chat_template=["x"])), r"tokenizer_config\.json: chat_template=\['x'\] is neither"),
+  (dict(tokenizer_config=dict(chat_template=5)), r"tokenizer_config\.json: chat_template=5 is neither"),
+  (dict(tokenizer_config=dict(chat_template=[dict(name="a")])), "chat_template=.* is neither"),
   (dict(generation_config=dict(eos_token_id=[256, 259])), r"eos_token_id \[259\] of generation_config.json is no"),
   (dict(generation_config=dict(eos_token_id="<s>")), r"eos_token_id \['<s>'\] of generation_config.json is no"),
   (dict(generation_config=[1]), "generation_config.json: expected an object, not list"),
