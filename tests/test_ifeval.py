@@ -50,6 +50,15 @@ def test_ifeval_counts_all_instructions_and_their_share(tmp_path):
   assert scoring["lenient"](problem, "Sure, here:\nthree words here").verdict == "correct"
 
 
+@pytest.mark.parametrize("instruction, name, words", [
+  ("keywords:existence", "keywords", ["zzz", "("]), ("keywords:forbidden_words", "forbidden_words", ["some", "("]),
+  ("keywords:existence", "keywords", ["a{99999999999}"])])
+def test_ifeval_refuses_any_pattern_that_is_none(instruction, name, words, tmp_path):
+  row = IF | dict(instruction_id_list=[instruction], kwargs=[{name: words}])
+  with pytest.raises(ValueError, match=rf"a.jsonl:2: {instruction}: (missing \)|the repetition number)"):
+    formats.read(write(tmp_path / "a.jsonl", IF, row), "{question}")
+
+
 def test_ifeval_refuses_what_it_cannot_check_by_name(tmp_path):
   other = IF | dict(instruction_id_list=["change_case:english_capital", "new:one", "another:one"], kwargs=[{}, {}, {}])
   with pytest.raises(NotImplementedError, match=r"1 of 2 prompts .*: another:one, new:one"):

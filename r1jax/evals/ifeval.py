@@ -50,7 +50,7 @@ def load(path: str | Path, template: str) -> Benchmark:
     for instruction in gold:
       try:
         check(instruction["id"], "some words", instruction["args"])
-      except (ValueError, re.error) as error:
+      except (ValueError, OverflowError, re.error) as error:
         raise ValueError(f"{path}:{number}: {instruction['id']}: {error}") from error
     problems.append(Problem(number - 1, put(template, prompt), json.dumps(gold)))
   if unknown:
@@ -117,7 +117,8 @@ def _compare(count: int, relation: str, wanted: int) -> bool:
 
 
 def _all_there(text, keywords):
-  return all(re.search(word, text, re.IGNORECASE) for word in keywords)
+  patterns = [re.compile(word, re.IGNORECASE) for word in keywords]      # all of them: `load` hears of any bad one
+  return all(pattern.search(text) for pattern in patterns)
 
 
 def _keyword_count(text, keyword, frequency, relation):
@@ -125,7 +126,8 @@ def _keyword_count(text, keyword, frequency, relation):
 
 
 def _none_there(text, forbidden_words):
-  return not any(re.search(rf"\b{word}\b", text, re.IGNORECASE) for word in forbidden_words)
+  patterns = [re.compile(rf"\b{word}\b", re.IGNORECASE) for word in forbidden_words]
+  return not any(pattern.search(text) for pattern in patterns)
 
 
 def _letter_count(text, letter, let_frequency, let_relation):
