@@ -1,4 +1,4 @@
-"""Reading problems from files: what is malformed is named, with its file and line."""
+"""Reading problems and runs from files: what is malformed is named, with its file and line."""
 
 from __future__ import annotations
 
@@ -54,6 +54,28 @@ def _finite(text: str) -> float:
   if not math.isfinite(value):
     raise ValueError(f"{text[:80]} is not a finite number")
   return value
+
+
+def read_object(path: Path) -> dict:
+  """A JSON file that holds one object. ValueError, with its path, for another."""
+  try:
+    value = json.loads(path.read_bytes())
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path}: not JSON ({error})") from error
+  if not isinstance(value, dict):
+    raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
+  return value
+
+
+def read_run(workdir: Path) -> dict:
+  """The config.json of a run's folder."""
+  path = workdir / "config.json"
+  config = read_object(path)
+  stages = config.get("stages")
+  if not isinstance(config.get("name"), str) or not isinstance(stages, list) or not all(
+      isinstance(stage, str) for stage in stages):
+    raise ValueError(f"{path}: not a run's config: it needs a text 'name' and a list of texts 'stages'")
+  return config
 
 
 def read_problems(path: str | Path, template: str) -> list[Problem]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import jax
 import ml_collections
 
-from r1jax import checkpoint, hf, sharding, tasks, tokenizer
+from r1jax import checkpoint, data, hf, sharding, tasks, tokenizer
 from r1jax import config as configs
 from r1jax.checkpoint import Checkpoints
 from r1jax.config import NO_POLICY, RunConfig, Section
@@ -42,7 +41,7 @@ def freeze_folder(workdir: str | Path) -> RunConfig:
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
   """The resolved config that a run was started with."""
-  plain = json.loads((workdir / "config.json").read_text())
+  plain = data.read_run(workdir)
   config = ml_collections.ConfigDict(plain)
   config.stages = tuple(plain["stages"])
   return config

@@ -84,6 +84,18 @@ def test_what_is_wrong_is_one_line_and_exit_2(argv, message, capsys, tmp_path, m
   assert not (tmp_path / "x").exists()      # nothing was begun
 
 
+@pytest.mark.parametrize("text, reason", [
+  ("[]", "expected a JSON object, got list"), ("{", "not JSON"), ("{}", "not a run's config"),
+  ('{"name": "x", "stages": [[1]]}', "not a run's config")])
+def test_a_folder_whose_config_is_none_of_a_run_is_named(text, reason, tmp_path, capsys):
+  path = tmp_path / "config.json"
+  path.write_text(text)
+  export = ["export", "--workdir", tmp_path, tmp_path / "out"]
+  for argv in (["table", tmp_path], ["eval", "--workdir", tmp_path], export, [*export, "--all"]):
+    code, out, err = call(*argv, capsys=capsys)
+    assert code == 2 and f"{path}: {reason}" in err and not out and len(err.splitlines()) == 1
+
+
 def test_override_with_a_space(tmp_path):
   from r1jax.cli.run import load_config
   config = load_config(EXPERIMENT, ["--config.seed", "3", "--config.reasoning_rl.loss.clip_low=0.2"])

@@ -43,3 +43,8 @@ def test_folders_without_a_run_or_an_evaluation(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(dict(name="x", stages=["a"])))
   with pytest.raises(ValueError, match="no stage has been evaluated"):
     table.main([str(tmp_path)])
+  (tmp_path / "eval").mkdir()
+  for text, reason in (("{", "not JSON"), ("[1]", "expected a JSON object, got list")):
+    (tmp_path / "eval" / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=f"a.json: {reason}"):
+      table.main([str(tmp_path)])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from r1jax import data
 
 # what a stage is known by, in this order, as far as it was measured; a person's words beside it
 ROWS = {"pass@1": "accuracy, pass@1", "greedy_accuracy": "accuracy, greedy", "lenient": "accuracy, read leniently",
@@ -54,10 +55,10 @@ def read(folder: Path) -> tuple[dict, dict[str, dict]]:
   """(config, {stage: its figures}) of a run's folder."""
   if not (folder / "config.json").is_file():
     raise FileNotFoundError(f"{folder}: no run here (no config.json)")
-  config = json.loads((folder / "config.json").read_text())
+  config = data.read_run(folder)
   found = {}
   for path in sorted((folder / "eval").glob("*.json")):
-    values = json.loads(path.read_text())
+    values = data.read_object(path)
     found[path.stem] = {key.removeprefix(f"{path.stem}/"): value for key, value in values.items()
                         if key.startswith(f"{path.stem}/")}
   return config, found
