@@ -143,4 +143,5 @@ class Rollouts:
       self._changed.wait_for(lambda: self._closed or version in self._policies)
       if self._closed:
         raise Closed
-      return self._policies[version]
+      policy = self._policies[version]
+    return jax.block_until_ready(policy)       # copies that wait for it would hold threads that its own program needs
