@@ -217,6 +217,12 @@ def required(field: dataclasses.Field) -> bool:
   return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
+def kinds(hint) -> list:
+  """[T, U] of `T | U | None`."""
+  options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+  return [o for o in options if o is not type(None)]
+
+
 def build(cls, values: dict, path: str):
   """A dataclass from nested dicts; sections are built by the types of its fields."""
   hints = typing.get_type_hints(cls)
@@ -233,14 +239,12 @@ def build(cls, values: dict, path: str):
 
 def _convert(hint, value, path: str):
   """`value` as the field's type, or a ValueError. Whole numbers pass for floats; lists for tuples."""
-  options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-  if value is None and type(None) in options:
+  if value is None and type(None) in typing.get_args(hint):
     return None
-  kinds = [o for o in options if o is not type(None)] or [hint]
-  if len(kinds) > 1:               # of dict | tuple; a tuple comes back from a file as a list
-    is_it = lambda o: isinstance(tuple(value) if isinstance(value, list) else value, typing.get_origin(o) or o)
-    kinds.sort(key=lambda o: not is_it(o))
-  kind = kinds[0]
+  kind, *others = kinds(hint)
+  if others:                       # of dict | tuple; a tuple comes back from a file as a list
+    read = tuple(value) if isinstance(value, list) else value
+    kind = next((k for k in (kind, *others) if isinstance(read, typing.get_origin(k) or k)), kind)
   if dataclasses.is_dataclass(kind) and isinstance(value, dict):
     return build(kind, value, path)
   plain = typing.get_origin(kind) or kind

@@ -42,7 +42,7 @@ def plain(value):
   return json.loads(json.dumps(value))
 
 
-def digest(made_of: dict) -> str:
+def digest(made_of: dict | list) -> str:
   return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 

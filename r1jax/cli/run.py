@@ -97,39 +97,32 @@ def load_config(file: str, overrides: list[str]):
 
 def _fill(config, overrides: list[str]) -> None:
   """What an experiment leaves to its defaults is there for a flag to change: --config.reasoning_rl.ahead=1."""
-  from r1jax.config import STAGES, RunConfig, required
+  from r1jax.config import STAGES, RunConfig, kinds, required
   for flag in overrides:
     at, kind = config, RunConfig
     parts = flag.partition("=")[0].removeprefix("--config.").split(".")
     for i, part in enumerate(parts):
       fields = {f.name: f for f in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
-      hint = _given(typing.get_type_hints(kind)[part]) if part in fields else None
+      own = kinds(typing.get_type_hints(kind)[part])[0] if part in fields else None
       if part in fields and at.get(part) is None and not required(fields[part]):
-        default = _default(fields[part], hint, whole=i + 1 == len(parts))
+        default = _default(fields[part], own, inside=i + 1 < len(parts))
         with at.unlocked():
           at[part] = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default
       if not isinstance(at.get(part), ConfigDict):
         break
       at = at[part]
-      kind = hint or (STAGES.get(at.get("stage", part)) if kind is RunConfig else None)
+      kind = own or (STAGES.get(at.get("stage", part)) if kind is RunConfig else None)
 
 
-def _given(hint):
-  """T of `T | None`; else the hint."""
-  options = typing.get_args(hint)
-  return options[options[0] is type(None)] if type(None) in options else hint
-
-
-def _default(field, hint, whole: bool):
-  """Of a field that is None unless given: room for a value of its type; for a flag of a key in it, its own defaults."""
+def _default(field, kind, inside: bool):
+  """Of a field that is None unless given: room for a value of its kind; for a flag of a key `inside`, its defaults."""
   from r1jax.config import required
   default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
   if default is not None:
     return default
-  if whole and hint in (str, int, float):
-    return config_dict.placeholder(hint)
-  whole |= not dataclasses.is_dataclass(hint) or any(map(required, dataclasses.fields(hint)))
-  return None if whole else hint()
+  if inside:
+    return kind() if dataclasses.is_dataclass(kind) and not any(map(required, dataclasses.fields(kind))) else None
+  return config_dict.placeholder(kind) if kind in (str, int, float) else None
 
 
 def _parse(argv: list[str], define):

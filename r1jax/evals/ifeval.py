@@ -33,6 +33,7 @@ OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 def load(path: str | Path, template: str) -> Benchmark:
   """NotImplementedError, with their names, for instructions that are unknown, or that want what is not installed."""
   problems, unknown, without = [], {}, 0
+  missing = functools.cache(linguistic.missing)
   for number, row in read_jsonl(path):
     prompt, ids, kwargs = text_of(path, number, row, "prompt"), row.get("instruction_id_list"), row.get("kwargs")
     if not isinstance(ids, list) or not ids or not isinstance(kwargs, list) or len(ids) != len(kwargs) or not all(
@@ -43,8 +44,9 @@ def load(path: str | Path, template: str) -> Benchmark:
       unknown |= dict.fromkeys(strange)
       without += 1
       continue
-    if lacking := linguistic.missing({TOLD_BY[i] for i in ids if i in TOLD_BY}):
-      raise NotImplementedError(f"{path}:{number}: {', '.join(i for i in ids if i in TOLD_BY)} needs {lacking}")
+    for i in ids:
+      if i in TOLD_BY and (lacking := missing(TOLD_BY[i])):
+        raise NotImplementedError(f"{path}:{number}: {i} needs {lacking}")
     gold = [dict(id=i, args={name: value for name, value in (k or {}).items() if value is not None})
             for i, k in zip(ids, kwargs, strict=True)]
     for instruction in gold:

@@ -14,12 +14,11 @@ PACKAGE = 'pip install "r1jax[ifeval]"'
 MODEL = "python -m nltk.downloader punkt_tab"
 
 
-def missing(libraries) -> str:
-  """What has to be installed for some of ("langdetect", "nltk"), with the command; empty where all is there."""
-  for name in libraries:
-    if importlib.util.find_spec(name) is None:
-      return f"{name}: {PACKAGE}"
-  if "nltk" in libraries:
+def missing(library: str) -> str:
+  """What has to be installed for langdetect or nltk, with the command; empty where all is there."""
+  if importlib.util.find_spec(library) is None:
+    return f"{library}: {PACKAGE}"
+  if library == "nltk":
     import nltk
     try:
       nltk.data.find("tokenizers/punkt_tab/english/")

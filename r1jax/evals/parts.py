@@ -7,7 +7,6 @@ use and are removed. Not seen: a change of the code, of rewards say, between the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import pyarrow.parquet as pq
 
-from r1jax import metrics
+from r1jax import lineage, metrics
 from r1jax.types import Problem
 
 
@@ -26,7 +25,7 @@ class Parts:
 
   def __init__(self, folder: Path, settings: dict):
     self.folder, self.dropped = folder, []
-    path, new = folder / "settings.json", json.loads(json.dumps(settings))
+    path, new = folder / "settings.json", lineage.plain(settings)
     if folder.is_dir():
       old = _read(path)
       self.dropped = [key for key in new | old if new.get(key) != old.get(key)]
@@ -65,7 +64,7 @@ def refuse_another(path: Path, settings: dict, but: Sequence[str] = ()) -> None:
   """
   if not path.exists():
     return
-  old, new = _read(path).get("settings"), json.loads(json.dumps(settings))
+  old, new = _read(path).get("settings"), lineage.plain(settings)
   if not isinstance(old, dict):
     raise ValueError(f"{path} does not say what it was made with, so it is not overwritten: give another --out")
   old, new = (of | of.get("sampling", {}) for of in (old, new))
@@ -85,16 +84,12 @@ def _read(path: Path) -> dict:
 
 def digest(problems: Sequence[Problem]) -> str:
   """Of what is asked and what is right."""
-  return _hash([(p.id, p.prompt, p.answer) for p in problems])
+  return lineage.digest([(p.id, p.prompt, p.answer) for p in problems])
 
 
 def tokens_digest(prompts: Sequence[Sequence[int]]) -> str:
   """Of the prompts as the policy reads them: of tokenizer and chat template."""
-  return _hash([list(map(int, prompt)) for prompt in prompts])
-
-
-def _hash(value) -> str:
-  return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+  return lineage.digest([list(map(int, prompt)) for prompt in prompts])
 
 
 def fingerprint(params) -> str:
@@ -110,4 +105,4 @@ def fingerprint(params) -> str:
     return jnp.sum(bits.astype(jnp.uint32) * (place + 1), dtype=jnp.uint32)
   sums = jax.device_get(jax.jit(lambda tree: [one(x) for x in jax.tree.leaves(tree)])(params))
   names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-  return _hash(list(zip(names, map(int, sums), strict=True)))
+  return lineage.digest(list(zip(names, map(int, sums), strict=True)))

@@ -39,11 +39,13 @@ _NUMBER = re.compile(
 _WORDS = re.compile(r"""(?:[^\W\d_π]|[\s.,;:'"’“”()\[\]/%°€£¥₹¢?!&-])*""")
 _EQUALS = re.compile(r"(?<![<>!])=|≈")
 # Not units: 5x, 5k, 2 pi, 5!, 5², 5 - x, 5/x, 5(x; but 5m, 5g, 5s, 5h, 5L, 5°C, 5/h, 5 (m) are.
-_SYMBOL = re.compile(r"[a-zA-Z](?<![mgshlLCFJNWVA])(?![a-zA-Z])|\s*(?:[xyzn]|pi|squared|cubed)(?![a-zA-Z])|!"
-  r"|\s*[⁰¹²³⁴-₉⅐-↉]|\s*-\s*\(?[a-zA-Z](?![a-zA-Z])|\s*[/(]\s*\(?[a-zA-Z](?<![mgshlLCFJNWVA])(?![a-zA-Z])")
+_VARIABLE = r"[a-zA-Z](?<![mgshlLCFJNWVA])(?![a-zA-Z])"
+_SYMBOL = re.compile(
+  rf"{_VARIABLE}|\s*(?:[xyzn]|pi|squared|cubed)(?![a-zA-Z])|!|\s*[⁰¹²³⁴-₉⅐-↉]"
+  rf"|\s*-\s*\(?[a-zA-Z](?![a-zA-Z])|\s*[/(]\s*\(?{_VARIABLE}")
 # before the number: what makes it an expression, or another number; and its sign, where that is not right before it
 _OPERATOR = re.compile(
-  r"(?<![a-zA-Z])(?:[a-zA-Z]|[a-zA-Z]\)?\s*[-/][\s(]*|"
+  r"(?<![a-zA-Z])(?:[a-zA-Z](?:\)?\s*[-/][\s(]*)?|"
   r"(?i:not|log|ln|exp|sin|cos|tan|half of|twice|double|triple)[\s(\[]*)$")
 _FAR_MINUS = re.compile(r"(?:(?<![\w)+-])-[(\[]|(?<![a-zA-Z])(?i:minus|negative)(?![a-zA-Z]))[\s(\[]*$")
 _SQUARE_UNIT = re.compile(
